@@ -19,7 +19,7 @@ from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.experiment.state import load_weights, weights_of
-from ppl_gen.inference.callables import evaluating, map_leaves
+from ppl_gen.inference.callables import evaluating, map_leaves, untouched
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.densities import sample_sites
 from ppl_gen.inference.observed import observe, restore
@@ -143,7 +143,7 @@ def arguments(model: nn.Module, guide: nn.Module, data: Data, split: SplitName) 
 
 def read_pair(model: nn.Module, guide: nn.Module, images: tuple[Any, ...]) -> Pair:
     """The pair of a model and a guide, read on images and their further arguments."""
-    with evaluating(model, guide):
+    with untouched(model, guide), evaluating(model, guide):
         pair = Pair.read(model, guide, *images)
         check_images(pair, *images)
         return pair
@@ -201,7 +201,7 @@ def _latent_site(model: Any, data: Data) -> tuple[str | None, tuple[int, ...]]:
     """Name and event shape of the model's one latent site; no name if there are several. Sites to be enumerated do not
     count beside others."""
     try:
-        with evaluating(model), torch.random.fork_rng([]):
+        with untouched(model), evaluating(model), torch.random.fork_rng([]):
             sites = sample_sites(poutine.trace(model.model).get_trace())
     except Exception as error:  # user code
         name, why = type(model).__name__, describe(error)
@@ -211,7 +211,8 @@ def _latent_site(model: Any, data: Data) -> tuple[str | None, tuple[int, ...]]:
         images = [data.complete("train", slice(2)).cpu()]
         if data.train.given_labels is not None and takes_labels(model, model):
             images.append(data.train.given_labels[:2].cpu())
-        with evaluating(model), torch.random.fork_rng([]), suppress(Exception):  # raised again when the pair is read
+        # What fails is raised again when the pair is read.
+        with untouched(model), evaluating(model), torch.random.fork_rng([]), suppress(Exception):
             seen = sample_sites(poutine.trace(model.model).get_trace(*images))
             observed = {site["name"] for site in seen if site["is_observed"]}
             latents = [site for site in latents if site["name"] not in observed]

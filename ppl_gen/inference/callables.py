@@ -1,22 +1,16 @@
-"""A user's model, guide and images: modules that a function uses, state that a run must restore, arrays as tensors.
+"""A user's model, guide and images: modes and state of the modules that functions use, arrays as tensors.
 
-A Pyro function may use a module through a closure, a default argument, a global variable, an attribute of an object,
-and so on. `evaluating` must set each such module to eval mode and put its state back afterwards. Therefore the objects
-that a function can reach are searched, as the garbage collector does it.
+`evaluating` sets each module that a function can reach to eval mode, and puts its state back afterwards.
 """
 
 import copy
-import functools
 import gc
-import sys
-import weakref
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from contextvars import ContextVar
 from itertools import zip_longest
-from types import CodeType, FunctionType, ModuleType, SimpleNamespace
-from typing import Any, NamedTuple, TypeAlias
+from types import FunctionType, SimpleNamespace
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import pyro
@@ -28,116 +22,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.rows import Rows
+from ppl_gen.inference.reached import MOST_OBJECTS, modules_among, modules_of, of_library, reachable
 from ppl_gen.inference.signatures import ByName, asks_for_index, guide_function, model_function, positional_names
 from ppl_gen.networks.autoguides import check_rows
 
-_MOST_OBJECTS = 20_000  # objects that are searched for modules
-_LARGEST_BUFFER = 1_000_000  # numbers; a larger buffer is a data set, not a running statistic, and is not copied
-_LIBRARIES = {*sys.stdlib_module_names, "torch", "pyro", "numpy", "pandas", "scipy", "matplotlib", "ppl_gen"}
-"""Packages whose own global variables and class attributes hold no module of a user."""
-
-_LEAVES = (Tensor, np.ndarray, ModuleType)
-"""Types whose references are not followed."""
-
-
-Held: TypeAlias = tuple[nn.Module | Tensor, ...]
-"""What holds parameters: modules, and tensors beside them."""
-
-
-def modules_of(*functions: Any) -> list[nn.Module]:
-    """Every module that functions can reach, and their submodules."""
-    return _modules(_reachable(*functions))
-
-
-def parameters_of(*functions: Any) -> Held:
-    """What holds the parameters that functions can reach: modules, none of them inside another, and tensors that
-    require a gradient, such as one in a closure."""
-    reached = _reachable(*functions)
-    modules = _modules(reached)
-    inside = {id(part) for module in modules for part in module.modules() if part is not module}
-    of_modules = {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
-    near = {id(tensor): tensor for each in reached for tensor in _references(each) if isinstance(tensor, Tensor)}
-    bare = [t for t in near.values() if t.is_leaf and t.requires_grad and id(t) not in of_modules]
-    return *(module for module in modules if id(module) not in inside), *bare
-
-
-def _modules(reached: list[Any]) -> list[nn.Module]:
-    """The modules among objects, and their submodules, each once."""
-    found: dict[int, nn.Module] = {}
-    for each in reached:
-        if (
-            issubclass(type(each), nn.Module) and id(each) not in found and "_modules" in vars(each)
-        ):  # else its constructor has not finished
-            found |= {id(part): part for part in each.modules()}
-    return list(found.values())
-
-
-def _reachable(*functions: Any) -> list[Any]:
-    """Every object that functions can reach, the nearest first: breadth-first search over the references that the
-    garbage collector sees, and over global variables that functions and methods name. No code of a user runs."""
-    queue = deque(filter(_is_followed, functions))
-    seen: dict[int, Any] = {}
-    while queue and len(seen) < _MOST_OBJECTS:
-        each = queue.popleft()
-        if id(each) not in seen:
-            seen[id(each)] = each  # a live object keeps its id
-            references = _references(each)
-            if len(references) <= _MOST_OBJECTS:
-                queue += filter(_is_followed, references)
-    return list(seen.values())
-
-
-def _is_followed(each: Any) -> bool:
-    """True if an object may hold references to a module."""
-    kind = type(each)  # not isinstance, which runs `__class__` of a user's object
-    if issubclass(kind, type):
-        return not _of_library(each.__module__)
-    return (gc.is_tracked(each) or kind is ContextVar) and not issubclass(kind, _LEAVES)
-
-
-def _references(each: Any) -> list[Any]:
-    """The objects that an object refers to."""
-    kind = type(each)
-    if issubclass(kind, FunctionType):
-        held = [each.__closure__, each.__defaults__, each.__kwdefaults__, vars(each)]
-        return [*held, *([] if _of_library(each.__globals__.get("__name__")) else _named_objects(each))]
-    if issubclass(kind, type):
-        return [*vars(each).values(), *type.mro(each)]
-    if issubclass(kind, weakref.ref):
-        return [weakref.ref.__call__(each)]
-    if kind is ContextVar:
-        return [each.get(None)]
-    return gc.get_referents(each)
-
-
-def _of_library(name: Any) -> bool:
-    """True if a module's name is that of a library, or of a part of it."""
-    return isinstance(name, str) and name.partition(".")[0] in _LIBRARIES
-
-
-def _named_objects(function: FunctionType) -> list[Any]:
-    """Objects that the code of a function names: global variables, and attributes of Python modules, whether the
-    function imports them or its module does."""
-    names, package = _names(function.__code__), function.__globals__.get("__package__")
-    queue = [table[name] for table in (function.__globals__, sys.modules) for name in names if name in table]
-    queue += [sys.modules[inside] for name in names if (inside := f"{package}.{name}") in sys.modules]
-    found: dict[int, Any] = {}
-    while queue:
-        each = queue.pop()
-        if id(each) not in found:
-            found[id(each)] = each
-            if issubclass(type(each), ModuleType) and not _of_library(each.__name__):
-                queue += [vars(each)[name] for name in names if name in vars(each)]
-    return list(found.values())
-
-
-@functools.lru_cache(10_000)
-def _names(code: CodeType) -> tuple[str, ...]:
-    """Names in a code object and the code objects within it; and strings, which may be names as in
-    `getattr(networks, "decoder")`."""
-    inner = [part for part in code.co_consts if isinstance(part, CodeType)]
-    texts = [part for part in code.co_consts if isinstance(part, str)]
-    return tuple({*code.co_names, *texts, *(name for part in inner for name in _names(part))})
+_LARGEST_BUFFER = 1_000_000  # numbers; a larger tensor is a data set, not a running statistic, and is not copied
 
 
 @contextmanager
@@ -146,9 +35,9 @@ def evaluating(*functions: Any) -> Iterator[None]:
     and Pyro's parameter store is a copy. Afterwards all of this and the modules' buffers are restored. If `BadInput` is
     raised, the state of modules and objects is restored too: a module that initializes itself at its first call can
     then still do so."""
-    reached = _reachable(*functions)
-    modules = _modules(reached)
-    restore_state, restore_buffers = _state_of(reached), _buffers_of(modules)
+    reached = reachable(*functions)
+    modules = modules_among(reached)
+    restore_state, restore_buffers = _state_of(reached), _tensors_of(modules)
     states = [part.training for part in modules]
     for part in modules:
         part.training = False
@@ -197,19 +86,69 @@ def reading(*functions: Any) -> Iterator[None]:
             "told apart: use AutoNormal, or write a guide that computes the parameters of q(z | x) from x"
         )
 
-    reached = _reachable(*functions)
-    modules = _modules(reached)
-    restore_state, restore_buffers = _state_of(reached), _buffers_of(modules)
-    hooks = [part.register_forward_pre_hook(refuse) for part in modules if isinstance(part, AutoGuide)]
+    hooks = [each.register_forward_pre_hook(refuse) for each in modules_of(*functions) if isinstance(each, AutoGuide)]
     store = pyro.get_param_store()
     try:
-        with store.scope(store.get_state()):
+        with untouched(*functions), store.scope(store.get_state()):
             yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def untouched(*functions: Any) -> Iterator[None]:
+    """Context that restores the state of all objects that functions can reach: attributes, and parameters, buffers and
+    other tensors that are changed in place. A layer that initializes itself by its first batch then still does so."""
+    reached = reachable(*functions)
+    modules = modules_among(reached)
+    near = [tensor for each in reached if _has_state(each) for tensor in _own_tensors(each)]
+    restore_state, restore_tensors = _state_of(reached), _tensors_of(modules, near, parameters=True)
+    try:
+        yield
+    finally:
         restore_state()
-        restore_buffers()
+        restore_tensors()
+
+
+@contextmanager
+def aside(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Context in which modules work on copies of their buffers, and of attributes that are tensors or numbers.
+    Afterwards they have their own again. What is run twice in a step, one time aside, moves running statistics and
+    counts once, and is the same both times. Graphs of the first time stay valid, since nothing is written back."""
+    places = [
+        place for part in modules if not isinstance(part, LazyModuleMixin) for place in (vars(part), part._buffers)
+    ]
+    before = [(place, dict(place)) for place in places]
+    for place, values in before:
+        place.update({name: value.clone() for name, value in values.items() if _is_moved(value)})
+    try:
+        yield
+    finally:
+        for place, values in before:
+            for name in [name for name, value in place.items() if type(value) in _MOVED and name not in values]:
+                del place[name]
+            place.update({name: value for name, value in values.items() if type(value) in _MOVED})
+
+
+_MOVED = (bool, int, float, Tensor)
+
+
+def _is_moved(value: Any) -> TypeGuard[Tensor]:
+    """True for a tensor that may be changed in place: small, and no intermediate result that a gradient passes."""
+    return isinstance(value, Tensor) and _is_small(value) and not value.requires_grad
+
+
+def train_parts(modules: Iterable[nn.Module]) -> None:
+    """Set modules to train mode, and to eval mode those with parameters of which none is trained, with all inside them:
+    the batch statistics and the dropout of a network that is kept as it is."""
+    parts = list(modules)
+    for part in parts:
+        part.training = True
+    for part in parts:
+        parameters = list(part.parameters())
+        if parameters and not any(each.requires_grad for each in parameters):
+            part.eval()
 
 
 @contextmanager
@@ -243,7 +182,7 @@ def _state_of(reached: list[Any]) -> Callable[[], None]:
             level.append(object.__getattribute__(owner, "__dict__"))
     before: dict[int, tuple[Any, Any]] = {}
     for _ in range(3):
-        level = [each for each in level if type(each) in _CONTAINERS and len(each) <= _MOST_OBJECTS]
+        level = [each for each in level if type(each) in _CONTAINERS and len(each) <= MOST_OBJECTS]
         before |= {id(container): (container, container.copy()) for container in level}
         level = [inner for container in level for inner in _items(container)]
 
@@ -263,10 +202,10 @@ def _has_state(each: Any) -> bool:
     """True for a module and for a user's object. A lazy module is not restored, because it changes its class."""
     kind = type(each)
     if issubclass(kind, FunctionType):
-        return not _of_library(each.__globals__.get("__name__"))
+        return not of_library(each.__globals__.get("__name__"))
     if issubclass(kind, nn.Module):
         return not issubclass(kind, LazyModuleMixin)
-    return kind is SimpleNamespace or not (issubclass(kind, type) or _of_library(kind.__module__))
+    return kind is SimpleNamespace or not (issubclass(kind, type) or of_library(kind.__module__))
 
 
 def _items(container: Any) -> list[Any]:
@@ -274,20 +213,40 @@ def _items(container: Any) -> list[Any]:
     return [*container, *container.values()] if isinstance(container, dict) else list(container)
 
 
-def _buffers_of(modules: list[nn.Module]) -> Callable[[], None]:
-    """Record buffers. Returns a function that restores those that were changed in place."""
-    buffers = [b for m in modules if not isinstance(m, LazyModuleMixin) for b in m.buffers(recurse=False)]
-    buffers = [b for b in buffers if b.numel() <= _LARGEST_BUFFER and not b.is_inference()]
-    before = [(b, b.detach().clone()) for b in buffers]
+def _own_tensors(owner: Any) -> list[Tensor]:
+    """The tensors that are attributes of an object, or in the closure of a function."""
+    with suppress(AttributeError):  # a class with slots has no __dict__
+        held = [*object.__getattribute__(owner, "__dict__").values()]
+        if isinstance(owner, FunctionType):
+            held += [cell.cell_contents for cell in owner.__closure__ or () if gc.get_referents(cell)]
+        return [each for each in held if type(each) is Tensor and each.is_leaf]
+    return []
+
+
+def _tensors_of(modules: list[nn.Module], near: Iterable[Tensor] = (), parameters: bool = False) -> Callable[[], None]:
+    """Record the buffers of modules, and other tensors. Returns a function that restores those that were changed in
+    place.
+
+    :param parameters: record parameters, too.
+    """
+    ready = [part for part in modules if not isinstance(part, LazyModuleMixin)]
+    tensors = [each for part in ready for each in part.buffers(recurse=False)]
+    tensors += [each for part in ready if parameters for each in part.parameters(recurse=False)]
+    unique = {id(each): each for each in (*tensors, *near)}
+    before = [(each, each.detach().clone()) for each in unique.values() if _is_small(each) and not each.is_inference()]
 
     def restore() -> None:
         with torch.no_grad():
-            for buffer, content in before:
+            for tensor, content in before:
                 # `_version` counts no changes under inference mode, nor those of running statistics by batch_norm.
-                if not torch.equal(buffer, content):
-                    buffer.copy_(content)
+                if not torch.equal(tensor, content):
+                    tensor.copy_(content)
 
     return restore
+
+
+def _is_small(tensor: Tensor) -> bool:
+    return tensor.numel() <= _LARGEST_BUFFER
 
 
 class Batch(NamedTuple):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Discretizes, offers
 from ppl_gen.core.errors import BadInput, describe
-from ppl_gen.inference.callables import Batch, Held, take
+from ppl_gen.inference.callables import Batch, take
 from ppl_gen.inference.densities import (
     Site,
     add,
@@ -37,6 +37,7 @@ from ppl_gen.inference.densities import (
     units_of,
 )
 from ppl_gen.inference.elimination import ByValue, enumerating, log_sum
+from ppl_gen.inference.reached import Held
 from ppl_gen.inference.signatures import ByName
 from ppl_gen.inference.tracing import (
     SAMPLES,
@@ -180,6 +181,8 @@ class Pair:
     """True if several samples of z can be drawn in one call, under a plate of samples outside all others."""
     read_by_guide: Held = ()
     """What holds the parameters that the guide can read, except those of `pyro.param` statements."""
+    modules: tuple[nn.Module, ...] = ()
+    """Every module that model and guide can reach."""
     direct: "Direct | None" = None
     """Methods of model and guide that `terms` calls in place of the functions, to the same effect; None without any."""
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ppl_gen.core.contracts import Discretizes, offers
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.inference.callables import Batch, forked_rng, matmul_precision, parameters_of, reading, take
+from ppl_gen.inference.callables import Batch, forked_rng, matmul_precision, reading, take
 from ppl_gen.inference.coverage import compare_supports, sites_that_may_leave_support
 from ppl_gen.inference.densities import (
     Site,
@@ -33,6 +33,7 @@ from ppl_gen.inference.direct import with_direct
 from ppl_gen.inference.enumeration import check_enumerated_guide, check_summed, sum_over_states
 from ppl_gen.inference.independence import can_vectorize_samples, check_independence
 from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.reached import modules_of, parameters_of
 from ppl_gen.inference.signatures import ByName, accepting, check_positional, guide_function, model_function, name_of
 from ppl_gen.inference.state_memory import can_sum_states, cheap_to_enumerate, count_states, numbers_held
 from ppl_gen.inference.tracing import (
@@ -440,6 +441,7 @@ def _pair_of(functions: _Functions, traces: Traces, plate: CondIndepStackFrame, 
         guide=functions.guide,
         guide_module=functions.guide_module,
         read_by_guide=parameters_of(functions.guide),
+        modules=tuple(modules_of(functions.model, functions.guide)),
         model_name=functions.model_name,
         guide_name=functions.guide_name,
         plate=plate,

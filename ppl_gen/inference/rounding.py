@@ -19,10 +19,11 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.inference.callables import Batch, forked_rng, map_leaves, modules_of, take
+from ppl_gen.inference.callables import Batch, forked_rng, map_leaves, take
 from ppl_gen.inference.densities import units_of
 from ppl_gen.inference.enumeration import sum_over_states
 from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.reached import modules_of
 from ppl_gen.inference.tracing import trace_of
 from ppl_gen.networks.supports import is_discrete
 

@@ -31,7 +31,8 @@ from ppl_gen.core.contracts import (
     members,
 )
 from ppl_gen.core.errors import BadInput
-from ppl_gen.inference.callables import evaluating, modules_of, take
+from ppl_gen.inference.callables import evaluating, take, untouched
+from ppl_gen.inference.reached import modules_of
 from ppl_gen.inference.signatures import accepting
 
 _METHODS = members(Model, Guide, HasDensity, HasTopPrior, Amortized, ClosedForm, HasPictures)
@@ -104,7 +105,7 @@ def adopt(model: Any, guide: Any, *batch: Any) -> None:
     tables: list[ParamStatements] = []
     stores: dict[int, Any] = {count: {"params": {}, "constraints": {}} for count in (2, 3)}
     for module, function in ((model, model.model), (guide, guide.guide)):
-        with evaluating(model, guide):
+        with untouched(model, guide), evaluating(model, guide):
             for count, store in stores.items():
                 few = take(torch.arange(count), batch[0], batch[1:])
                 _run(function, store, few.x, *few.args)

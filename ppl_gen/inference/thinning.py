@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.seeds import MANY_DRAWS, with_draws
-from ppl_gen.inference.callables import Batch, evaluating, forked_rng, modules_of
+from ppl_gen.inference.callables import Batch, aside, evaluating, forked_rng, train_parts
 from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.densities import alike, masked_log_prob
 from ppl_gen.inference.direct import Direct
 from ppl_gen.inference.pair import Pair, Terms, Values
-from ppl_gen.inference.tracing import Traces, conditioned, frozen_guide_traces_at, trace_of
+from ppl_gen.inference.reached import modules_of
+from ppl_gen.inference.tracing import PyroFunction, Traces, conditioned, frozen_guide_traces_at, trace_of
 
 _FLOOR = 0.01
 """Share of the probabilities that is spread evenly: no weight is so small that it cannot be drawn."""
@@ -68,11 +69,16 @@ def check_noise(who: str, pair: Pair, x: Tensor, *args: Any, instead: str) -> No
     error = BadInput(f"{who}: {pair.guide_name} has noise beside z, such as dropout; use {instead}")
     images = Batch(x, args, {})
     dropout = nn.modules.dropout._DropoutNd
-    if any(isinstance(part, dropout) and part.p > 0 for part in modules_of(pair.guide)):
-        raise error  # which a few images may not show
+
+    def run(guide: PyroFunction) -> poutine.Trace:
+        with aside(pair.modules):  # running statistics are no noise
+            return trace_of(guide, images)
+
     with _as_in_a_step(pair, x), torch.no_grad():
-        drawn = trace_of(pair.guide, images)
-        replayed = partial(trace_of, poutine.replay(pair.guide, trace=drawn), images)
+        if any(isinstance(part, dropout) and part.p > 0 and part.training for part in modules_of(pair.guide)):
+            raise error  # which a few images may not show
+        drawn = run(pair.guide)
+        replayed = partial(run, poutine.replay(pair.guide, trace=drawn))
         try:
             again, draws = with_draws(replayed, x.is_cuda)
             others = [again, *(replayed() for _ in range(MANY_DRAWS * draws))]
@@ -88,16 +94,21 @@ def _as_in_a_step(pair: Pair, x: Tensor) -> Iterator[None]:
     """Context with dropout and statistics of a batch, as in a step of training; a model that is not trained has
     neither. Modes and torch's generators are restored."""
     with forked_rng(x), evaluating(pair.model, pair.guide):
-        for function in (pair.guide, pair.model):
+        for function in (pair.model, pair.guide):
             parts = modules_of(function)
             trained = any(parameter.requires_grad for part in parts for parameter in part.parameters(recurse=False))
-            for part in parts:
-                part.training = trained or function is pair.guide
+            train_parts(parts if trained or function is pair.guide else ())
         yield
 
 
 def weighed(pair: Pair, images: Batch, num_samples: int) -> tuple[Values, Terms]:
-    """Values of the latent sites from the guide, with a gradient, and their log-densities, without one."""
+    """Values of the latent sites from the guide, with a gradient, and their log-densities, without one. Running
+    statistics and counts of the pair stay as they are: `terms_at` moves them."""
+    with aside(pair.modules):
+        return _weighed(pair, images, num_samples)
+
+
+def _weighed(pair: Pair, images: Batch, num_samples: int) -> tuple[Values, Terms]:
     x = images.x
     if (direct := _direct(pair, images)) is not None:
         z = direct.sampled(x, num_samples)

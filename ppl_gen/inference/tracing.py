@@ -15,8 +15,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor
 
-from ppl_gen.inference.callables import Batch, Held, frozen
+from ppl_gen.inference.callables import Batch, aside, frozen
 from ppl_gen.inference.densities import masked_log_prob, unobserved
+from ppl_gen.inference.reached import Held, parts_of
 from ppl_gen.inference.signatures import PyroFunction
 
 SAMPLES = "_samples"
@@ -184,7 +185,8 @@ def frozen_guide_traces(
     :returns: the trace in which the guide has drawn z; the traces of the replayed guide and of the model at clones of
         these values; and the clones. Gradients from one latent site of the guide to another do not pass through them.
     """
-    drawn = trace_of(guide, batch)
+    with aside(parts_of(held)):  # the guide runs once more
+        drawn = trace_of(guide, batch)
     at, values = _with_values(drawn, latent, leaf if cut else torch.clone)
     guide, model = (poutine.replay(function, trace=at) for function in (guide, model))
     return drawn, Traces(_frozen_trace(guide, held, latent, batch), trace_of(model, batch)), values

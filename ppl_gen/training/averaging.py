@@ -31,7 +31,9 @@ class AveragedWeights:
 
     def __init__(self, modules: nn.ModuleDict, decay: float):
         self.decay = decay
-        self.weights = {name: each for name, each in tensors_of(modules).items() if each.is_floating_point()}
+        every = {name: each for name, each in tensors_of(modules).items() if each.is_floating_point()}
+        # A mask of -inf is no weight, and has no average.
+        self.weights = {name: each for name, each in every.items() if bool(each.isfinite().all())}
         self.others = {name: each.clone() for name, each in self.weights.items()}
         """The average; while the average is in place, the weights that steps change."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.orders import Order
 from ppl_gen.experiment.state import unchanged
-from ppl_gen.inference.callables import first_rows, rows_at
+from ppl_gen.inference.callables import first_rows, rows_at, train_parts
 
 _TOGETHER = 512  # batches whose indices are computed together
 
@@ -37,8 +37,9 @@ def least_images(
             return False
 
     with unchanged(nn.ModuleDict({"model": model, "guide": guide})), pyro.validation_enabled(False):
-        guide.train()
-        model.train(any(parameter.requires_grad for parameter in model.parameters()))  # as in training
+        train_parts((*model.modules(), *guide.modules()))  # as in training
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            model.eval()
         images = batch()
         two = rows_at(torch.arange(2, device=images[0].device) % len(images[0]), *images)
         if works(1, images) or not works(2, two):

@@ -32,7 +32,7 @@ from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, check_precision, resolve_device
 from ppl_gen.experiment.state import unchanged
 from ppl_gen.inference.bidirectional import check_claim
-from ppl_gen.inference.callables import Batch, evaluating, forked_rng, modules_of
+from ppl_gen.inference.callables import Batch, evaluating, forked_rng, untouched
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.coverage import leaves_support
 from ppl_gen.inference.discretization import discretized, few_nodes
@@ -41,6 +41,7 @@ from ppl_gen.inference.exact import check_against_samples, check_probability, cl
 from ppl_gen.inference.integrand import check_without_noise
 from ppl_gen.inference.objectives.loss import name_of
 from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.reached import modules_of
 from ppl_gen.inference.rounding import check_rounding
 from ppl_gen.inference.state_memory import memory_needed, require_memory, shown_count
 from ppl_gen.inference.tracing import trace_of
@@ -119,6 +120,15 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
         raise BadInput("--refit-guide: needs the run of the model; name it with --init-from")
     if start and config.init_from is not None:
         say(starting.start(assembled))
+    with untouched(assembled.model, assembled.guide):
+        return _checked(assembled, start, say, warn)
+
+
+def _checked(
+    assembled: Assembled, start: bool, say: Callable[[str | None], None], warn: Callable[[str], None]
+) -> Prepared:
+    """Check a pair before its first step."""
+    config, data = assembled.config, assembled.data
     check_binarization(assembled)
     check_missing(assembled)
     check_labelled_share(assembled)
@@ -144,8 +154,8 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
         mean = is_a_mean(assembled)
     if changed:
         warn(
-            f"{', '.join(changed)} changes in training, but a checkpoint keeps parameters and buffers alone: a run "
-            "that is resumed gets other numbers; make it a buffer of an nn.Module"
+            f"{', '.join(changed)} changes in training, but a checkpoint keeps parameters and persistent buffers "
+            "alone: a run that is resumed, or opened again, gets other numbers; make it a buffer of an nn.Module"
         )
     if mean:
         warn(

@@ -44,9 +44,10 @@ from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.experiment.state import check, prefixed, restore, snapshot, tensors_of
 from ppl_gen.inference.blame import blame
-from ppl_gen.inference.callables import evaluating, forked_rng, matmul_precision
+from ppl_gen.inference.callables import Batch, evaluating, forked_rng, matmul_precision, train_parts, untouched
 from ppl_gen.inference.direct import minus_elbo
 from ppl_gen.inference.elbos import ScaleLatents
+from ppl_gen.inference.independence import can_vectorize_samples
 from ppl_gen.inference.objectives.loss import bind, has_kl_term
 from ppl_gen.inference.pair import Pair
 from ppl_gen.training.averaging import AveragedWeights
@@ -130,6 +131,7 @@ def train(fitted: Fitted, *, quiet: bool = False, on_epoch: OnEpoch | None = Non
         loop = Loop(fitted, interrupted, quiet)
         record_epochs(fitted.directory, options, quiet=quiet)  # now that the checkpoint has been found to fit
         loop.run(on_epoch)
+        vars(fitted).pop("pair", None)  # which was read before the first step: it is read again when it is asked for
 
 
 class Loop:
@@ -145,9 +147,10 @@ class Loop:
         count, self.device = len(data.train), data.train.images.device
 
         # -- modules, parameters, optimizer ---------------------------------------------------------------------
-        self.modules = fitted.trained.train()
-        # A model that is not trained stays in eval mode, without dropout.
-        model.train(any(parameter.requires_grad for parameter in model.parameters()))
+        self.modules = fitted.trained
+        train_parts(self.modules.modules())
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            model.eval()
         trained = {name: each for name, each in self.modules.named_parameters() if each.requires_grad}
         self.trained, self.parameters, self.names = trained, list(trained.values()), list(trained)
         self.optimizer = OneOptimizer(self.parameters, self.options)
@@ -168,7 +171,8 @@ class Loop:
         # A batch, or the share of a process, may have one image.
         if self.size == 1 or count % self.size == 1 or parallel.world_size() > 1:
             loss = partial(self.loss, self.pair.model, self.pair.guide)
-            self.least = least_images(loss, model, guide, self.size, lambda: self.batch(first))
+            with untouched(model, guide):
+                self.least = least_images(loss, model, guide, self.size, lambda: self.batch(first))
         self.steps_per_epoch = num_batches(len(self.order(0)), self.size, self.least)
         self.total = self.options.epochs * self.steps_per_epoch
 
@@ -208,7 +212,8 @@ class Loop:
         with self.progress:
             self.state.trained = self.names
             if not self.resumed:
-                self.measure(None)
+                with untouched(self.fitted.model, self.fitted.guide):
+                    self.measure(None)
                 self.save()
             with begun(f"the last checkpoint is kept in {self.directory.path}"):
                 self.epochs(on_epoch)
@@ -321,8 +326,16 @@ class Loop:
         return diverged(step, self.directory, found)
 
     def verify(self, order: Tensor | Order) -> None:
-        """Compare the log-densities of the pair's methods with those of its functions, in training mode. If they
-        differ, the functions serve from now on."""
+        """Find out whether what was read before the first step still holds: that samples can be drawn together, and
+        that the pair's methods have the log-densities of its functions, in training mode. If not, they are drawn one
+        by one, or the functions serve, from now on."""
+        model, guide, (x, *args) = self.fitted.model, self.fitted.guide, self.few
+        with untouched(model, guide), evaluating(model, guide), forked_rng(x), matmul_precision():
+            mixed = self.pair.vectorized and not can_vectorize_samples(self.pair, Batch(x, tuple(args), {}))
+        if parallel.any_rank(mixed):
+            self.change(replace(self.pair, vectorized=False, direct=None))
+            names = f"{self.pair.model_name} and {self.pair.guide_name}"
+            self.progress.warn(f"note: samples of {names} change each other when drawn together; they are drawn apart")
         if self.pair.direct is None:
             return
         by_functions, batch = replace(self.pair, direct=None), self.probe_batch(order[: self.size])
@@ -334,11 +347,7 @@ class Loop:
         with pyro.validation_enabled(False), matmul_precision():  # products of bfloat16 numbers may differ
             differ = not same_step(ours, theirs, self.modules, batch)
         if parallel.any_rank(differ):
-            self.pair = by_functions
-            if self.recorded is not None:
-                self.recorded.stop()
-            with forked_rng(batch[0]):
-                self.loss = self.loss_of(by_functions)
+            self.change(by_functions)
             if self.pair.enumerated:
                 what = f"model() of {self.pair.model_name} differs from prior() and likelihood(z)"
             else:
@@ -346,9 +355,18 @@ class Loop:
                 what += "likelihood(z), encode(x) and posterior(context)"
             self.progress.warn(f"note: in training, {what}; steps use the former")
 
+    def change(self, pair: Pair) -> None:
+        """Use another pair for the loss from now on."""
+        self.pair = pair
+        if self.recorded is not None:
+            self.recorded.stop()
+        with forked_rng(self.few[0]):
+            self.loss = self.loss_of(pair)
+
     def loss_of(self, pair: Pair) -> Callable[..., Tensor]:
         """The loss in nats per image, as a function of a model, a guide and a batch."""
-        with evaluating(self.fitted.model, self.fitted.guide):
+        model, guide = self.fitted.model, self.fitted.guide
+        with untouched(model, guide), evaluating(model, guide):
             return partial(loss_per_image, objective_for(self.options, self.fitted.objective, pair, *self.few))
 
     def may_be_recorded(self) -> bool:

@@ -12,16 +12,17 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ppl_gen.core.contracts import Loss
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.experiment.fitted import Assembled
 from ppl_gen.experiment.state import unchanged
-from ppl_gen.inference.callables import map_leaves, take
+from ppl_gen.inference.callables import map_leaves, take, train_parts
 from ppl_gen.inference.objectives.loss import is_ours
 from ppl_gen.training.loop import objective_for
 
-_NUMBERS = (bool, int, float)
+_KINDS = (bool, int, float, Tensor, np.ndarray)
 _REPEATS = 5  # of a loss, whose mean is looked at
 
 
@@ -49,52 +50,69 @@ def is_a_mean(assembled: Assembled) -> bool:
 
 @contextmanager
 def state_kept(assembled: Assembled) -> Iterator[list[str]]:
-    """Context in which a loss is computed. What model, guide and objective have as attributes is restored, such as a
-    count of steps: numbers, and lists and dictionaries of these; of the objective also tensors that are no parameters
-    or buffers. Yields a list that gets the names of those that a loss changes once more, with the same noise: they
-    depend on what was there before, and are not only what the last loss has left. So do flags that a first loss
-    sets."""
+    """Context in which a loss is computed. Watched is what a checkpoint lacks of model, guide and objective: attributes
+    that are numbers or tensors, such as a count of steps, or lists and dictionaries of these; and buffers that are not
+    persistent. Yields a list that gets the names of those that a loss changes once more, with the same noise: they
+    depend on what was there before, and are not only what the last loss has left, as a cache is. So do flags that a
+    first loss sets. The state of the objective is restored; that of model and guide is not."""
     own = assembled.objective
-    watched: list[tuple[Any, tuple[type, ...]]] = [
-        # Tensors of a model or a guide are often caches, which belong to others that are no attributes.
-        *((part, _NUMBERS) for part in (*assembled.model.modules(), *assembled.guide.modules())),
-        *((part, (*_NUMBERS, Tensor, np.ndarray)) for part in (own.modules() if isinstance(own, nn.Module) else [own])),
-    ]
+    of_objective = [*own.modules()] if isinstance(own, nn.Module) else [own]
+    watched = [*of_objective, *assembled.model.modules(), *assembled.guide.modules()]
 
     def states() -> list[dict[str, Any]]:
-        return [_state(each, kinds) for each, kinds in watched]
+        return [_state(each) for each in watched]
 
     before = states()
     changed: list[str] = []
     try:
         yield changed
-        if any(map(_differ, before, states())):
-            _compute_once(assembled)
-            once = states()
-            _compute_once(assembled)
-            for (each, _), first, second, third in zip(watched, before, once, states(), strict=True):
-                names = [*_differ(second, third), *(name for name in _differ(first, second) if first[name] is False)]
-                changed += [f"{type(each).__name__}.{name}" for name in names]
+        _compute_once(assembled)
+        once = states()
+        _compute_once(assembled)
+        for each, first, second, third in zip(watched, before, once, states(), strict=True):
+            names = [*_differ(second, third), *(name for name in _differ(first, second) if first[name] is False)]
+            changed += [f"{type(each).__name__}.{name}" for name in names]
         changed[:] = dict.fromkeys(changed)
     finally:
-        for (each, _), state in zip(watched, before, strict=True):
+        for each, state in zip(of_objective, before, strict=False):
+            buffers = _transient_of(each)
             for name, value in state.items():
-                if not _same(value, vars(each).get(name)):  # which may be of another kind now
+                if name in buffers:
+                    buffers[name].copy_(value)
+                elif not _same(value, vars(each).get(name)):  # which may be of another kind now
                     vars(each)[name] = value
 
 
 def _compute_once(assembled: Assembled) -> None:
-    """Compute a loss, always with the same noise."""
+    """Compute a loss in training mode, always with the same noise. Only buffers that are not persistent are changed."""
     with pyro.get_param_store().scope(), unchanged(assembled.trained), pyro.validation_enabled(False):
+        train_parts(assembled.trained.modules())
         seed_torch(0)
         loss_of(assembled)(*assembled.batch)
+        moved = [each.detach().clone() for each in _transient(assembled.trained)]
+    for buffer, value in zip(_transient(assembled.trained), moved, strict=True):
+        buffer.copy_(value)
 
 
-def _state(owner: Any, kinds: tuple[type, ...]) -> dict[str, Any]:
+def _transient(modules: nn.Module) -> list[Tensor]:
+    """The buffers that a checkpoint lacks."""
+    return [each for part in modules.modules() for each in _transient_of(part).values()]
+
+
+def _transient_of(part: Any) -> dict[str, Tensor]:
+    """Those of one module, by name; none of another object."""
+    if not isinstance(part, nn.Module):
+        return {}
+    named = ((name, part._buffers.get(name)) for name in sorted(part._non_persistent_buffers_set))
+    return {name: buffer for name, buffer in named if isinstance(buffer, Tensor) and not is_lazy(buffer)}
+
+
+def _state(owner: Any) -> dict[str, Any]:
     """Copies of the attributes of an object that a checkpoint does not have, by name."""
     attributes = vars(owner) if hasattr(owner, "__dict__") else {}
     others = vars(nn.Module()) if isinstance(owner, nn.Module) else {}
-    return {name: _copy(each) for name, each in attributes.items() if name not in others and _is_plain(each, kinds)}
+    own = {name: each for name, each in attributes.items() if name not in others and _is_plain(each, _KINDS)}
+    return {name: _copy(each) for name, each in (own | _transient_of(owner)).items()}
 
 
 def _is_plain(value: Any, kinds: tuple[type, ...]) -> bool:

@@ -50,6 +50,7 @@ def _same_attributes(modules: nn.Module, effects: list[dict[str, Any]]) -> Itera
     text of an attribute, such as a count of steps; of other objects the type."""
     parts = dict(modules.named_modules())
     known = {path: dict(vars(part)) for path, part in parts.items()}
+    tensors = [(t, t.clone()) for each in known.values() for t in each.values() if type(t) is Tensor and t.is_leaf]
     yield
     changed = {}
     for path, part in parts.items():
@@ -58,6 +59,10 @@ def _same_attributes(modules: nn.Module, effects: list[dict[str, Any]]) -> Itera
                 changed[f"{path}.{name}"] = value if isinstance(value, bool | int | float | str) else type(value)
         part.__dict__.clear()
         part.__dict__.update(known[path])
+    with torch.no_grad():
+        for tensor, before in tensors:
+            if not torch.equal(tensor, before):
+                tensor.copy_(before)
     effects.append(changed)
 
 

@@ -228,7 +228,9 @@ def test_numbers_that_no_checkpoint_keeps_are_told(data: Data, capsys: pytest.Ca
             InTensors: "InTensors.all, InTensors.steps",
             First: "First.started",
         }[kind]
-        assert err.startswith(f"warning: {names} changes in training, but a checkpoint keeps parameters and buffers")
+        assert err.startswith(
+            f"warning: {names} changes in training, but a checkpoint keeps parameters and persistent buffers"
+        )
 
 
 class SumOrMean:
