@@ -69,10 +69,15 @@ def to_table(summaries: dict[int, dict[str, Any]]) -> str:
     titles = [f"less {'log p(x) by' if name.startswith('importance') else 'the'} {name}" for name in found]
     rows = [
         [str(m), f"{s['log_px']['mean']:.2f} ± {s['log_px']['se']:.2f}"]
-        + [f"{gaps[m]:.{min(digits, 4)}f}" for digits, gaps in enumerate(found.values(), start=2)]
+        + [_rounded(gaps[m], min(digits, 4)) for digits, gaps in enumerate(found.values(), start=2)]
         for m, s in summaries.items()
     ]
     return markdown(["M", "exact log p(x)", *titles], rows)
+
+
+def _rounded(value: float, digits: int) -> str:
+    """A number as text; what is 0 to these digits has no sign."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def from_table() -> Misses:
