@@ -40,11 +40,14 @@ def same_modes(modules: nn.Module) -> Iterator[None]:
 def unchanged(modules: nn.Module) -> Iterator[None]:
     """Restore parameters, buffers, training mode and random number generators when the block ends."""
     tensors = [(tensor, tensor.detach().clone()) for tensor in (*modules.parameters(), *modules.buffers())]
+    buffers = [(part._buffers, dict(part._buffers)) for part in modules.modules()]
     devices = [tensor.device for tensor, _ in tensors[:1] if tensor.is_cuda]
     try:
         with torch.random.fork_rng(devices), same_modes(modules):
             yield
     finally:
+        for place, held in buffers:  # one may have been replaced
+            place.update(held)
         with torch.no_grad():
             for tensor, before in tensors:
                 if not torch.equal(tensor, before):  # unequal for NaN, which is restored, too

@@ -6,7 +6,7 @@
 import copy
 import gc
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import zip_longest
 from types import FunctionType, SimpleNamespace
@@ -89,7 +89,7 @@ def reading(*functions: Any) -> Iterator[None]:
     hooks = [each.register_forward_pre_hook(refuse) for each in modules_of(*functions) if isinstance(each, AutoGuide)]
     store = pyro.get_param_store()
     try:
-        with untouched(*functions), store.scope(store.get_state()):
+        with untouched(*functions, keep_built=False), store.scope(store.get_state()):
             yield
     finally:
         for hook in hooks:
@@ -97,58 +97,70 @@ def reading(*functions: Any) -> Iterator[None]:
 
 
 @contextmanager
-def untouched(*functions: Any) -> Iterator[None]:
+def untouched(*functions: Any, keep_built: bool = True) -> Iterator[None]:
     """Context that restores the state of all objects that functions can reach: attributes, and parameters, buffers and
-    other tensors that are changed in place. A layer that initializes itself by its first batch then still does so."""
+    other tensors that are changed in place. A layer that initializes itself by its first batch then still does so.
+
+    :param keep_built: leave a module as it is that has got new layers or parameters, as at a first call.
+    """
     reached = reachable(*functions)
     modules = modules_among(reached)
     near = [tensor for each in reached if _has_state(each) for tensor in _own_tensors(each)]
     restore_state, restore_tensors = _state_of(reached), _tensors_of(modules, near, parameters=True)
+    had = [(part, _built(part)) for part in modules if keep_built]
     try:
         yield
     finally:
-        restore_state()
+        grown = [part for part, before in had if _built(part) - before]
+        restore_state({id(each) for part in grown for each in (vars(part), *vars(part).values())})
         restore_tensors()
+
+
+def _built(part: nn.Module) -> set[str]:
+    """The names of the layers and parameters of a module."""
+    return {name for held in (part._modules, part._parameters) for name, each in held.items() if each is not None}
 
 
 @contextmanager
 def aside(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Context in which modules work on copies of their buffers, and of attributes that are tensors or numbers.
-    Afterwards they have their own again. What is run twice in a step, one time aside, moves running statistics and
-    counts once, and is the same both times. Graphs of the first time stay valid, since nothing is written back."""
-    places = [
-        place for part in modules if not isinstance(part, LazyModuleMixin) for place in (vars(part), part._buffers)
-    ]
-    before = [(place, dict(place)) for place in places]
+    """Context in which modules work on copies of their buffers and of their attributes. Afterwards they have their own
+    again. What is run twice in a step, one time aside, moves running statistics and counts once, and is the same both
+    times. Graphs of the first time stay valid, since nothing is written back."""
+    parts = [part for part in modules if not isinstance(part, LazyModuleMixin)]
+    places: list[dict[str, Any]] = [place for part in parts for place in (vars(part), part._buffers)]
+    before = [(place, {name: each for name, each in place.items() if name not in _OF_MODULES}) for place in places]
+    copies: dict[int, Any] = {}  # one of a tensor that several modules share
     for place, values in before:
-        place.update({name: value.clone() for name, value in values.items() if _is_moved(value)})
+        moved = {name: each for name, each in values.items() if _is_moved(each)}
+        place.update({name: copies.setdefault(id(each), each.clone()) for name, each in moved.items()})
     try:
         yield
     finally:
         for place, values in before:
-            for name in [name for name, value in place.items() if type(value) in _MOVED and name not in values]:
+            for name in [name for name in place if name not in values and name not in _OF_MODULES]:
                 del place[name]
-            place.update({name: value for name, value in values.items() if type(value) in _MOVED})
+            built = {name for kind in ("_modules", "_parameters") for name in place.get(kind, ())}
+            place.update({name: each for name, each in values.items() if name not in built})
 
 
-_MOVED = (bool, int, float, Tensor)
+_OF_MODULES = vars(nn.Module()).keys() - {"training"}
+"""Attributes of every module, such as the dictionary of its layers."""
 
 
 def _is_moved(value: Any) -> TypeGuard[Tensor]:
     """True for a tensor that may be changed in place: small, and no intermediate result that a gradient passes."""
-    return isinstance(value, Tensor) and _is_small(value) and not value.requires_grad
+    return type(value) in (Tensor, nn.Parameter) and not value.requires_grad and is_recorded(value)
 
 
-def train_parts(modules: Iterable[nn.Module]) -> None:
-    """Set modules to train mode, and to eval mode those with parameters of which none is trained, with all inside them:
+def into_training(*roots: nn.Module) -> None:
+    """Set modules to train mode, and to eval mode the parts of them with parameters of which none is trained: without
     the batch statistics and the dropout of a network that is kept as it is."""
-    parts = list(modules)
-    for part in parts:
-        part.training = True
-    for part in parts:
-        parameters = list(part.parameters())
-        if parameters and not any(each.requires_grad for each in parameters):
-            part.eval()
+    for root in roots:
+        root.train()
+        for part in root.modules():
+            parameters = list(part.parameters())
+            if parameters and not any(each.requires_grad for each in parameters):
+                part.eval()
 
 
 @contextmanager
@@ -170,9 +182,10 @@ def frozen(*held: Any) -> Iterator[None]:
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 
 
-def _state_of(reached: list[Any]) -> Callable[[], None]:
+def _state_of(reached: list[Any]) -> Callable[..., None]:
     """Record the attributes of modules and of a user's objects and functions, the variables of closures, and the
-    dictionaries, lists and sets in these, three levels deep. Returns a function that restores them."""
+    dictionaries, lists and sets in these, three levels deep. Returns a function that restores them, without those of
+    given ids."""
     owners = [each for each in reached if _has_state(each)]
     closures = [owner.__closure__ or () for owner in owners if isinstance(owner, FunctionType)]
     cells = [(cell, cell.cell_contents) for cells in closures for cell in cells if gc.get_referents(cell)]
@@ -186,10 +199,10 @@ def _state_of(reached: list[Any]) -> Callable[[], None]:
         before |= {id(container): (container, container.copy()) for container in level}
         level = [inner for container in level for inner in _items(container)]
 
-    def restore() -> None:
+    def restore(without: Collection[int] = ()) -> None:
         for cell, content in cells:
             cell.cell_contents = content
-        for container, content in before.values():
+        for container, content in (each for key, each in before.items() if key not in without):
             # Compared by identity: `==` of tensors is no bool, and may run code of a user.
             if list(map(id, _items(container))) != list(map(id, _items(content))):
                 container.clear()
@@ -233,20 +246,30 @@ def _tensors_of(modules: list[nn.Module], near: Iterable[Tensor] = (), parameter
     tensors = [each for part in ready for each in part.buffers(recurse=False)]
     tensors += [each for part in ready if parameters for each in part.parameters(recurse=False)]
     unique = {id(each): each for each in (*tensors, *near)}
-    before = [(each, each.detach().clone()) for each in unique.values() if _is_small(each) and not each.is_inference()]
+    before = [(each, each.detach().clone()) for each in unique.values() if is_recorded(each)]
 
     def restore() -> None:
         with torch.no_grad():
             for tensor, content in before:
                 # `_version` counts no changes under inference mode, nor those of running statistics by batch_norm.
-                if not torch.equal(tensor, content):
+                if not same_numbers(tensor, content):
                     tensor.copy_(content)
 
     return restore
 
 
-def _is_small(tensor: Tensor) -> bool:
-    return tensor.numel() <= _LARGEST_BUFFER
+def same_numbers(one: Tensor, other: Tensor) -> bool:
+    """True if two tensors of the same shape have the same numbers, NaN included."""
+    if torch.equal(one, other):
+        return True
+    nan = one.isnan() if one.is_floating_point() or one.is_complex() else None
+    return nan is not None and bool(nan.any()) and bool(((one == other) | (nan & other.isnan())).all())
+
+
+def is_recorded(tensor: Tensor) -> bool:
+    """True for a tensor that can be copied and restored, and is small."""
+    plain = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_meta or tensor.is_inference())
+    return plain and tensor.numel() <= _LARGEST_BUFFER
 
 
 class Batch(NamedTuple):

@@ -11,7 +11,7 @@ read, and by the training loop once an epoch.
 """
 
 import math
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from ppl_gen.inference.densities import Site, alike, kl_divergence, masked_log_p
 from ppl_gen.inference.enumeration import sum_over_states
 from ppl_gen.inference.observed import observes_pixels
 from ppl_gen.inference.pair import Pair, Terms
-from ppl_gen.inference.reached import Held, parts_of
+from ppl_gen.inference.reached import Held
 from ppl_gen.inference.signatures import name_of
 from ppl_gen.inference.tracing import leaf
 from ppl_gen.networks.log_density import is_normal_vector
@@ -68,7 +68,8 @@ class Direct:
     ) -> Terms:
         """As `Pair.terms`, or at given values of z."""
         context = self._context(x)
-        with aside(parts_of(self.read_by_guide)) if frozen_guide else nullcontext():  # it is called once more
+        guide: Any = self.guide
+        with aside(guide.modules() if frozen_guide and isinstance(guide, nn.Module) else ()):  # it is called once more
             posterior = self.guide.posterior(context)
         q = _site(self.name, *(_drawn(posterior, num_samples, len(x)) if at is None else (posterior, at)))
         z = at = q["value"].detach() if detach else q["value"]

@@ -293,7 +293,8 @@ def moved(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Context in which the parameters of modules are others nearby: each has noise added, of a tenth of their size, or
     a tenth where they are small. Graphs that use the parameters stay valid."""
     parameters = {id(each): each for module in modules for each in module.parameters(recurse=False)}
-    before = [(each, each.data) for each in parameters.values() if each.is_floating_point()]
+    dense = (each for each in parameters.values() if each.layout is torch.strided and each.is_floating_point())
+    before = [(each, each.data) for each in dense]
     try:
         for each, data in before:
             noise = torch.randn(min(data.numel(), _NOISE), dtype=data.dtype, device=data.device)

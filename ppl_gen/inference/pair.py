@@ -256,7 +256,9 @@ class Pair:
             return self._terms_by_value(self.by_value(num_samples, images, detach))
         guide, model, batch = self.for_samples(num_samples, images)
         if frozen_guide:
-            drawn, traces, values = frozen_guide_traces(guide, model, self.read_by_guide, self.latent, batch, cut)
+            drawn, traces, values = frozen_guide_traces(
+                guide, model, self.read_by_guide, self.latent, batch, cut, self.modules
+            )
         else:
             drawn, traces, values = cut_traces(guide, model, self.latent if cut else (), batch, detach)
         sources = self._values(drawn) if cut else {}

@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor, nn
 
 MOST_OBJECTS = 20_000  # objects with references that are searched for modules
+_MANY, _LOOKED_AT = 1000, 20  # a list of more than so many elements is a data set if the first ones are rows
 _LIBRARIES = {
     *sys.stdlib_module_names, "torch", "torchvision", "pyro", "zuko", "numpy", "pandas", "scipy", "sklearn",
     "matplotlib", "tqdm", "xarray", "arviz", "IPython", "ipykernel", "pytest", "_pytest", "pluggy", "wandb", "ppl_gen",
@@ -49,11 +50,6 @@ def parameters_of(*functions: Any) -> Held:
     return *(module for module in modules if id(module) not in inside), *bare
 
 
-def parts_of(held: Held) -> list[nn.Module]:
-    """The modules that hold parameters, and their submodules."""
-    return [part for each in held if isinstance(each, nn.Module) for part in each.modules()]
-
-
 def modules_among(reached: list[Any]) -> list[nn.Module]:
     """The modules among objects, and their submodules, each once."""
     found: dict[int, nn.Module] = {}
@@ -77,8 +73,10 @@ def reachable(*functions: Any) -> list[Any]:
             seen[id(each)] = each  # a live object keeps its id
             references = _references(each)
             followed = list(filter(_is_followed, references)) if len(references) <= MOST_OBJECTS else []
+            if len(followed) > _MANY and all(map(_is_row, followed[:_LOOKED_AT])):
+                followed = []
             queue += followed
-            searched += bool(followed)  # rows of numbers are not counted
+            searched += bool(followed)
             if searched == MOST_OBJECTS:
                 warnings.warn(
                     f"model and guide refer to more than {MOST_OBJECTS:,} objects, and not all were searched for "
@@ -87,6 +85,11 @@ def reachable(*functions: Any) -> list[Any]:
                 )
                 break
     return list(seen.values())
+
+
+def _is_row(each: Any) -> bool:
+    """True for a list, tuple or dictionary that refers to nothing more, such as a row of numbers."""
+    return type(each) in (list, tuple, dict) and not any(map(_is_followed, gc.get_referents(each)))
 
 
 def _is_followed(each: Any) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.seeds import MANY_DRAWS, with_draws
-from ppl_gen.inference.callables import Batch, aside, evaluating, forked_rng, train_parts
+from ppl_gen.inference.callables import Batch, aside, evaluating, forked_rng, into_training
 from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.densities import alike, masked_log_prob
 from ppl_gen.inference.direct import Direct
@@ -97,7 +97,9 @@ def _as_in_a_step(pair: Pair, x: Tensor) -> Iterator[None]:
         for function in (pair.model, pair.guide):
             parts = modules_of(function)
             trained = any(parameter.requires_grad for part in parts for parameter in part.parameters(recurse=False))
-            train_parts(parts if trained or function is pair.guide else ())
+            if trained or function is pair.guide:
+                inside = {id(part) for root in parts for part in root.modules() if part is not root}
+                into_training(*(part for part in parts if id(part) not in inside))
         yield
 
 

@@ -13,11 +13,11 @@ from pyro.distributions.util import broadcast_shape
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_gen.inference.callables import Batch, aside, frozen
 from ppl_gen.inference.densities import masked_log_prob, unobserved
-from ppl_gen.inference.reached import Held, parts_of
+from ppl_gen.inference.reached import Held
 from ppl_gen.inference.signatures import PyroFunction
 
 SAMPLES = "_samples"
@@ -173,6 +173,7 @@ def frozen_guide_traces(
     latent: Iterable[str],
     batch: Batch,
     cut: bool = False,
+    modules: Iterable[nn.Module] = (),
 ) -> tuple[poutine.Trace, Traces, dict[str, Tensor]]:
     """Traces for a gradient through z alone (Roeder et al. 2017): the guide is replayed with detached parameters.
 
@@ -182,10 +183,11 @@ def frozen_guide_traces(
     :param held: what holds the guide's parameters, except those of `pyro.param` statements.
     :param latent: names of the latent sites.
     :param cut: use leaves, as `cut_traces` does, instead of clones.
+    :param modules: those of the pair, whose running statistics move once.
     :returns: the trace in which the guide has drawn z; the traces of the replayed guide and of the model at clones of
         these values; and the clones. Gradients from one latent site of the guide to another do not pass through them.
     """
-    with aside(parts_of(held)):  # the guide runs once more
+    with aside(modules):  # the guide runs once more
         drawn = trace_of(guide, batch)
     at, values = _with_values(drawn, latent, leaf if cut else torch.clone)
     guide, model = (poutine.replay(function, trace=at) for function in (guide, model))

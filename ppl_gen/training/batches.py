@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.orders import Order
 from ppl_gen.experiment.state import unchanged
-from ppl_gen.inference.callables import first_rows, rows_at, train_parts
+from ppl_gen.inference.callables import first_rows, into_training, rows_at
 
 _TOGETHER = 512  # batches whose indices are computed together
 
@@ -37,7 +37,7 @@ def least_images(
             return False
 
     with unchanged(nn.ModuleDict({"model": model, "guide": guide})), pyro.validation_enabled(False):
-        train_parts((*model.modules(), *guide.modules()))  # as in training
+        into_training(model, guide)  # as in training
         if not any(parameter.requires_grad for parameter in model.parameters()):
             model.eval()
         images = batch()

@@ -44,7 +44,7 @@ from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.experiment.state import check, prefixed, restore, snapshot, tensors_of
 from ppl_gen.inference.blame import blame
-from ppl_gen.inference.callables import Batch, evaluating, forked_rng, matmul_precision, train_parts, untouched
+from ppl_gen.inference.callables import Batch, evaluating, forked_rng, into_training, matmul_precision, untouched
 from ppl_gen.inference.direct import minus_elbo
 from ppl_gen.inference.elbos import ScaleLatents
 from ppl_gen.inference.independence import can_vectorize_samples
@@ -148,7 +148,7 @@ class Loop:
 
         # -- modules, parameters, optimizer ---------------------------------------------------------------------
         self.modules = fitted.trained
-        train_parts(self.modules.modules())
+        into_training(self.modules)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             model.eval()
         trained = {name: each for name, each in self.modules.named_parameters() if each.requires_grad}
@@ -326,16 +326,11 @@ class Loop:
         return diverged(step, self.directory, found)
 
     def verify(self, order: Tensor | Order) -> None:
-        """Find out whether what was read before the first step still holds: that samples can be drawn together, and
-        that the pair's methods have the log-densities of its functions, in training mode. If not, they are drawn one
-        by one, or the functions serve, from now on."""
-        model, guide, (x, *args) = self.fitted.model, self.fitted.guide, self.few
-        with untouched(model, guide), evaluating(model, guide), forked_rng(x), matmul_precision():
-            mixed = self.pair.vectorized and not can_vectorize_samples(self.pair, Batch(x, tuple(args), {}))
-        if parallel.any_rank(mixed):
-            self.change(replace(self.pair, vectorized=False, direct=None))
-            names = f"{self.pair.model_name} and {self.pair.guide_name}"
-            self.progress.warn(f"note: samples of {names} change each other when drawn together; they are drawn apart")
+        """Compare the log-densities of the pair's methods with those of its functions, in training mode. If they
+        differ, the functions serve from now on. After 0, 1, 2, 4, 8, … epochs, see whether samples can still be drawn
+        together."""
+        if self.state.epoch & (self.state.epoch - 1) == 0:
+            self.verify_samples()
         if self.pair.direct is None:
             return
         by_functions, batch = replace(self.pair, direct=None), self.probe_batch(order[: self.size])
@@ -354,6 +349,19 @@ class Loop:
                 what = f"model() and guide() of {self.pair.model_name} and {self.pair.guide_name} differ from prior(), "
                 what += "likelihood(z), encode(x) and posterior(context)"
             self.progress.warn(f"note: in training, {what}; steps use the former")
+
+    def verify_samples(self) -> None:
+        """Draw samples one by one from now on, if they change each other."""
+        model, guide, (x, *args) = self.fitted.model, self.fitted.guide, self.few
+        with untouched(model, guide), evaluating(model, guide), forked_rng(x), matmul_precision():
+            mixed = self.pair.vectorized and not can_vectorize_samples(self.pair, Batch(x, tuple(args), {}))
+        if parallel.any_rank(mixed):
+            self.change(replace(self.pair, vectorized=False, direct=None))
+            self.monitor.pair = self.pair
+            if self.test_rows is not None:
+                self.test_rows.pair = self.pair
+            names = f"{self.pair.model_name} and {self.pair.guide_name}"
+            self.progress.warn(f"note: samples of {names} change each other when drawn together; they are drawn apart")
 
     def change(self, pair: Pair) -> None:
         """Use another pair for the loss from now on."""

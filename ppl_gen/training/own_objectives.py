@@ -1,5 +1,6 @@
 """What an objective of a user's own may do that its contract does not say: keep state, or return a mean."""
 
+import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,11 +19,12 @@ from ppl_gen.core.contracts import Loss
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.experiment.fitted import Assembled
 from ppl_gen.experiment.state import unchanged
-from ppl_gen.inference.callables import map_leaves, take, train_parts
+from ppl_gen.inference.callables import into_training, is_recorded, map_leaves, same_numbers, take
 from ppl_gen.inference.objectives.loss import is_ours
 from ppl_gen.training.loop import objective_for
 
-_KINDS = (bool, int, float, Tensor, np.ndarray)
+_NUMBERS = (bool, int, float)
+_ARRAYS = (Tensor, np.ndarray)
 _REPEATS = 5  # of a loss, whose mean is looked at
 
 
@@ -60,7 +62,9 @@ def state_kept(assembled: Assembled) -> Iterator[list[str]]:
     watched = [*of_objective, *assembled.model.modules(), *assembled.guide.modules()]
 
     def states() -> list[dict[str, Any]]:
-        return [_state(each) for each in watched]
+        # A list of arrays of a model or a guide is most often a log.
+        inner = [(*_NUMBERS, *_ARRAYS) if number < len(of_objective) else _NUMBERS for number in range(len(watched))]
+        return list(map(_state, watched, inner))
 
     before = states()
     changed: list[str] = []
@@ -86,9 +90,14 @@ def state_kept(assembled: Assembled) -> Iterator[list[str]]:
 def _compute_once(assembled: Assembled) -> None:
     """Compute a loss in training mode, always with the same noise. Only buffers that are not persistent are changed."""
     with pyro.get_param_store().scope(), unchanged(assembled.trained), pyro.validation_enabled(False):
-        train_parts(assembled.trained.modules())
+        into_training(assembled.trained)
         seed_torch(0)
+        of_numpy, of_python = np.random.get_state(), random.getstate()
+        np.random.seed(0)
+        random.seed(0)
         loss_of(assembled)(*assembled.batch)
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
         moved = [each.detach().clone() for each in _transient(assembled.trained)]
     for buffer, value in zip(_transient(assembled.trained), moved, strict=True):
         buffer.copy_(value)
@@ -104,14 +113,18 @@ def _transient_of(part: Any) -> dict[str, Tensor]:
     if not isinstance(part, nn.Module):
         return {}
     named = ((name, part._buffers.get(name)) for name in sorted(part._non_persistent_buffers_set))
-    return {name: buffer for name, buffer in named if isinstance(buffer, Tensor) and not is_lazy(buffer)}
+    return {name: buffer for name, buffer in named if isinstance(buffer, Tensor) and _is_recorded(buffer)}
 
 
-def _state(owner: Any) -> dict[str, Any]:
-    """Copies of the attributes of an object that a checkpoint does not have, by name."""
+def _state(owner: Any, inner: tuple[type, ...]) -> dict[str, Any]:
+    """Copies of the attributes of an object that a checkpoint does not have, by name.
+
+    :param inner: kinds of what may be in lists and dictionaries.
+    """
     attributes = vars(owner) if hasattr(owner, "__dict__") else {}
     others = vars(nn.Module()) if isinstance(owner, nn.Module) else {}
-    own = {name: each for name, each in attributes.items() if name not in others and _is_plain(each, _KINDS)}
+    plain = {name: each for name, each in attributes.items() if name not in others}
+    own = {n: each for n, each in plain.items() if _is_plain(each, _ARRAYS if type(each) in _ARRAYS else inner)}
     return {name: _copy(each) for name, each in (own | _transient_of(owner)).items()}
 
 
@@ -119,7 +132,11 @@ def _is_plain(value: Any, kinds: tuple[type, ...]) -> bool:
     """True for a value of these kinds, and for lists and dictionaries of them."""
     if type(value) in (dict, list, tuple, deque):
         return all(_is_plain(each, kinds) for each in (value.values() if type(value) is dict else value))
-    return type(value) in kinds
+    return type(value) in kinds and not (isinstance(value, Tensor) and not _is_recorded(value))
+
+
+def _is_recorded(tensor: Tensor) -> bool:
+    return not is_lazy(tensor) and is_recorded(tensor)
 
 
 def _copy(value: Any) -> Any:
@@ -147,5 +164,5 @@ def _same(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, Tensor):
         alike = (one.dtype, one.shape) == (other.dtype, other.shape)
-        return alike and bool(((one == other) | (one.isnan() & other.isnan())).all())
+        return alike and same_numbers(one, other)
     return bool(np.array_equal(one, other, equal_nan=not isinstance(one, np.ndarray) or one.dtype.kind == "f"))

@@ -5,6 +5,7 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 import ppl_gen
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.experiment.config import Given
+from ppl_gen.inference.importance import elbo_terms
 from ppl_gen.training.averaging import AveragedWeights
 from ppl_gen.training.checks import prepare
 from ppl_gen.training.loop import _NOISE_STREAM
+from ppl_gen.training.monitor import _SEED
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 SMALL: dict[str, Any] = {
@@ -359,3 +362,174 @@ def test_a_network_is_found_among_many_rows_of_data() -> None:
 
 def object_of(row: int) -> Any:
     return {"row": [row]}
+
+
+class BuiltLate(Linear):
+    """A layer that is made at the first call."""
+
+    def __init__(self, data_dim: int, latent_dim: int):
+        super().__init__(data_dim, latent_dim)
+        self.size, self.late = data_dim, None
+
+    def changed(self, x: Tensor) -> Tensor:
+        if self.late is None:
+            self.late = nn.Linear(self.size, self.size)
+            self.first = self.late.weight.detach().clone()
+        made: Tensor = self.late(x)
+        return made
+
+
+def test_a_layer_that_is_made_at_the_first_call_is_trained() -> None:
+    run = ppl_gen.Run.fit("vae", guide=BuiltLate, epochs=1, quiet=True, out="run", **SMALL)
+    assert not torch.equal(run.guide.late.weight, run.guide.first)
+    assert "late.weight" in dict(run.guide.named_parameters())
+
+
+class FrozenStatistics(Annealed):
+    """The statistics of batches are kept, as in fine-tuning, by a `train` of its own."""
+
+    def train(self, mode: bool = True) -> "FrozenStatistics":
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+
+@pytest.mark.parametrize("objective", ["elbo", "stl"])
+def test_a_train_method_of_a_user_is_called(objective: str) -> None:
+    run = ppl_gen.Run.fit("vae", guide=FrozenStatistics, objective=objective, epochs=1, quiet=True, out="run", **SMALL)
+    assert run.guide.norm.num_batches_tracked == 0 and run.guide.steps > 0
+
+
+class Reader(nn.Module):
+    def __init__(self, mean: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shifted: Tensor = x - self.mean
+        return shifted
+
+
+class Shared(Linear):
+    """A buffer that one part writes and another reads."""
+
+    def __init__(self, data_dim: int, latent_dim: int):
+        super().__init__(data_dim, latent_dim)
+        self.register_buffer("mean", torch.zeros(data_dim))
+        self.reader, self.seen = Reader(self.mean), list[float]()
+
+    def changed(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.lerp_(x.mean(0), 0.5)
+        shifted: Tensor = self.reader(x)
+        SEEN.append(float(shifted.detach().mean()))
+        return shifted
+
+
+SEEN: list[float] = []
+
+
+def test_a_shared_buffer_is_the_same_for_both_passes() -> None:
+    """z is drawn from the q that scores it."""
+    run = ppl_gen.Run.fit("vae", guide=Shared, objective="stl", epochs=2, batch_size=50, quiet=True, out="run", **SMALL)
+    guide = run.guide
+    guide.train()
+    pair, x = run.fitted.pair, run.data.targets("train")
+    assert guide.reader.mean is guide.mean
+    for first in (0, 50):
+        SEEN.clear()
+        pair.terms(x[first : first + 50], frozen_guide=True)
+        assert len(SEEN) == 2 and SEEN[0] == SEEN[1]
+
+
+class Restless(Linear):
+    """Buffers and attributes of all kinds, each of which counts steps."""
+
+    def __init__(self, data_dim: int, latent_dim: int):
+        super().__init__(data_dim, latent_dim)
+        self.register_buffer("plain", torch.zeros(()))
+        self.register_buffer("parameter", nn.Parameter(torch.zeros(()), requires_grad=False))
+        self.numpy, self.pair = np.float64(0), (0, 0)
+
+    def changed(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.plain.add_(1)
+            self.parameter.add_(1)
+            self.numpy, self.pair = self.numpy + 1, (self.pair[0] + 1, 0)
+        return x
+
+
+def test_state_of_each_kind_moves_once_and_stays_the_same_object() -> None:
+    guide = Restless(64, 4)
+    before = guide.plain, guide.parameter
+    run = ppl_gen.Run.fit("vae", guide=guide, objective="stl", epochs=2, quiet=True, out="run", **SMALL)
+    steps = int(run.metrics["step"].iloc[-1])
+    assert guide.plain is before[0] and guide.parameter is before[1]
+    assert [int(guide.plain), int(guide.parameter), int(guide.numpy), guide.pair[0]] == [steps] * 4
+
+
+class InPosterior(Linear):
+    """A guide with methods, whose scale is less widened at each call of `posterior`, which has no parameter."""
+
+    def __init__(self, data_dim: int, latent_dim: int):
+        super().__init__(data_dim, latent_dim)
+        self.register_buffer("extra", torch.tensor(2.0))
+
+    def encode(self, x: Tensor) -> Tensor:
+        context: Tensor = self.net(x)
+        return context
+
+    def posterior(self, context: Tensor) -> Any:
+        if self.training:
+            self.extra = self.extra * RATE
+        loc, log_scale = context.chunk(2, -1)
+        return dist.Normal(loc, (1 + self.extra) * log_scale.exp()).to_event(1)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.posterior(self.encode(x)))
+
+
+@pytest.mark.parametrize("objective", ["elbo", "stl", "dreg"])
+def test_state_of_a_posterior_moves_once_a_step(objective: str) -> None:
+    run = ppl_gen.Run.fit(
+        "vae", guide=InPosterior, objective=objective, num_particles=2, epochs=2, quiet=True, out="run", **SMALL
+    )
+    assert run.guide.extra.item() == pytest.approx(2 * RATE ** int(run.metrics["step"].iloc[-1]), rel=1e-5)
+
+
+def test_the_curve_is_of_samples_that_are_drawn_apart() -> None:
+    """From the epoch on that shows that they must be."""
+    small = {name: value for name, value in SMALL.items() if name not in ("latent_dim", "hidden_dims")}
+    run = ppl_gen.Run.fit(Rising, guide=Linear, epochs=2, num_particles=3, quiet=True, out="run", **small)
+    x = run.data.targets("train")
+    terms = elbo_terms(run.model, run.guide, run.fitted.pair, x, seed=_SEED)
+    assert not run.fitted.pair.vectorized
+    assert run.metrics["train.elbo"].iloc[-1] == pytest.approx(terms["elbo"], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["missing", "sparse", "read-only"])
+def test_tensors_of_a_user_are_not_written(kind: str) -> None:
+    """NaN, as of missing pixels; tensors that cannot be compared; memory that cannot be written."""
+    held = {
+        "missing": torch.tensor([0.5, torch.nan]),
+        "sparse": torch.eye(2).to_sparse(),
+        "read-only": torch.ones(1).expand(2),
+    }[kind]
+    weight = torch.ones(2, requires_grad=True)
+    part = nn.Linear(2, 2)
+    part.held = held
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(part(z), 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+
+    loss = (weight * (held.to_dense() if kind == "sparse" else held)).nansum()
+    ppl_gen.log_weights(model, guide, torch.ones(3, 2), num_samples=5)
+    loss.backward()
+    assert weight.grad is not None
