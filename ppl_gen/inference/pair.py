@@ -256,13 +256,11 @@ class Pair:
             return self._terms_by_value(self.by_value(num_samples, images, detach))
         guide, model, batch = self.for_samples(num_samples, images)
         if frozen_guide:
-            drawn, traces, values = frozen_guide_traces(
-                guide, model, self.read_by_guide, self.latent, batch, cut, self.modules
-            )
+            drawn, traces, values = frozen_guide_traces(self, guide, model, batch, cut)
         else:
             drawn, traces, values = cut_traces(guide, model, self.latent if cut else (), batch, detach)
-        sources = self._values(drawn) if cut else {}
-        terms = replace(self.terms_of(traces, shape, analytic_kl), values=values, drawn=sources)
+        terms = self.terms_of(traces, shape, analytic_kl)
+        terms = replace(terms, values=values, drawn=self._values(drawn) if cut else {})
         return terms if detach else replace(terms, score=self._score(drawn, shape))
 
     def draw(

@@ -4,7 +4,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import pyro
 import torch
@@ -13,12 +13,15 @@ from pyro.distributions.util import broadcast_shape
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_gen.inference.callables import Batch, aside, frozen
 from ppl_gen.inference.densities import masked_log_prob, unobserved
 from ppl_gen.inference.reached import Held
 from ppl_gen.inference.signatures import PyroFunction
+
+if TYPE_CHECKING:
+    from ppl_gen.inference.pair import Pair
 
 SAMPLES = "_samples"
 """Name of the plate of samples."""
@@ -167,31 +170,24 @@ class _Detach(Messenger):
 
 
 def frozen_guide_traces(
-    guide: PyroFunction,
-    model: PyroFunction,
-    held: Held,
-    latent: Iterable[str],
-    batch: Batch,
-    cut: bool = False,
-    modules: Iterable[nn.Module] = (),
+    pair: "Pair", guide: PyroFunction, model: PyroFunction, batch: Batch, cut: bool = False
 ) -> tuple[poutine.Trace, Traces, dict[str, Tensor]]:
     """Traces for a gradient through z alone (Roeder et al. 2017): the guide is replayed with detached parameters.
 
     Detached distributions would not do. The guide's distribution of one site may depend on z of another site, and this
     path must stay.
 
-    :param held: what holds the guide's parameters, except those of `pyro.param` statements.
-    :param latent: names of the latent sites.
+    :param pair: whose functions, perhaps for several samples, guide and model are. Its running statistics move once.
     :param cut: use leaves, as `cut_traces` does, instead of clones.
-    :param modules: those of the pair, whose running statistics move once.
     :returns: the trace in which the guide has drawn z; the traces of the replayed guide and of the model at clones of
         these values; and the clones. Gradients from one latent site of the guide to another do not pass through them.
     """
-    with aside(modules):  # the guide runs once more
+    with aside(pair.modules):  # the guide runs once more
         drawn = trace_of(guide, batch)
-    at, values = _with_values(drawn, latent, leaf if cut else torch.clone)
+    at, values = _with_values(drawn, pair.latent, leaf if cut else torch.clone)
     guide, model = (poutine.replay(function, trace=at) for function in (guide, model))
-    return drawn, Traces(_frozen_trace(guide, held, latent, batch), trace_of(model, batch)), values
+    frozen_trace = _frozen_trace(guide, pair.read_by_guide, pair.latent, batch)
+    return drawn, Traces(frozen_trace, trace_of(model, batch)), values
 
 
 def frozen_guide_traces_at(
