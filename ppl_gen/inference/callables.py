@@ -18,6 +18,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ppl_gen.core.errors import BadInput
@@ -152,14 +153,17 @@ def _is_moved(value: Any) -> TypeGuard[Tensor]:
     return type(value) in (Tensor, nn.Parameter) and not value.requires_grad and is_recorded(value)
 
 
-def into_training(*roots: nn.Module) -> None:
+def into_training(*roots: nn.Module, model: nn.Module | None = None) -> None:
     """Set modules to train mode, and to eval mode the parts of them with parameters of which none is trained: without
-    the batch statistics and the dropout of a network that is kept as it is."""
+    the batch statistics and the dropout of a network that is kept as it is.
+
+    :param model: one of these modules or a part of them, which is set to eval mode if it has no parameters, too.
+    """
     for root in roots:
         root.train()
         for part in root.modules():
             parameters = list(part.parameters())
-            if parameters and not any(each.requires_grad for each in parameters):
+            if (parameters or part is model) and not any(each.requires_grad for each in parameters):
                 part.eval()
 
 
@@ -245,7 +249,12 @@ def _tensors_of(modules: list[nn.Module], near: Iterable[Tensor] = (), parameter
     ready = [part for part in modules if not isinstance(part, LazyModuleMixin)]
     tensors = [each for part in ready for each in part.buffers(recurse=False)]
     tensors += [each for part in ready if parameters for each in part.parameters(recurse=False)]
-    unique = {id(each): each for each in (*tensors, *near)}
+    return recorded((*tensors, *near))
+
+
+def recorded(tensors: Iterable[Tensor]) -> Callable[[], None]:
+    """Record tensors. Returns a function that restores those that were changed in place."""
+    unique = {id(each): each for each in tensors}
     before = [(each, each.detach().clone()) for each in unique.values() if is_recorded(each)]
 
     def restore() -> None:
@@ -268,6 +277,8 @@ def same_numbers(one: Tensor, other: Tensor) -> bool:
 
 def is_recorded(tensor: Tensor) -> bool:
     """True for a tensor that can be copied and restored, and is small."""
+    if is_lazy(tensor):
+        return False
     plain = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_meta or tensor.is_inference())
     return plain and tensor.numel() <= _LARGEST_BUFFER
 

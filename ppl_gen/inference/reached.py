@@ -43,11 +43,16 @@ def parameters_of(*functions: Any) -> Held:
     require a gradient, such as one in a closure."""
     reached = reachable(*functions)
     modules = modules_among(reached)
-    inside = {id(part) for module in modules for part in module.modules() if part is not module}
     of_modules = {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
     near = {id(tensor): tensor for each in reached for tensor in _references(each) if isinstance(tensor, Tensor)}
     bare = [t for t in near.values() if t.is_leaf and t.requires_grad and id(t) not in of_modules]
-    return *(module for module in modules if id(module) not in inside), *bare
+    return *outermost(modules), *bare
+
+
+def outermost(modules: list[nn.Module]) -> list[nn.Module]:
+    """Those modules that are in none of the others."""
+    inside = {id(part) for module in modules for part in module.modules() if part is not module}
+    return [module for module in modules if id(module) not in inside]
 
 
 def modules_among(reached: list[Any]) -> list[nn.Module]:

@@ -24,7 +24,7 @@ from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.densities import alike, masked_log_prob
 from ppl_gen.inference.direct import Direct
 from ppl_gen.inference.pair import Pair, Terms, Values
-from ppl_gen.inference.reached import modules_of
+from ppl_gen.inference.reached import modules_of, outermost
 from ppl_gen.inference.tracing import PyroFunction, Traces, conditioned, frozen_guide_traces_at, trace_of
 
 _FLOOR = 0.01
@@ -98,8 +98,7 @@ def _as_in_a_step(pair: Pair, x: Tensor) -> Iterator[None]:
             parts = modules_of(function)
             trained = any(parameter.requires_grad for part in parts for parameter in part.parameters(recurse=False))
             if trained or function is pair.guide:
-                inside = {id(part) for root in parts for part in root.modules() if part is not root}
-                into_training(*(part for part in parts if id(part) not in inside))
+                into_training(*outermost(parts))
         yield
 
 

@@ -37,9 +37,7 @@ def least_images(
             return False
 
     with unchanged(nn.ModuleDict({"model": model, "guide": guide})), pyro.validation_enabled(False):
-        into_training(model, guide)  # as in training
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            model.eval()
+        into_training(model, guide, model=model)
         images = batch()
         two = rows_at(torch.arange(2, device=images[0].device) % len(images[0]), *images)
         if works(1, images) or not works(2, two):

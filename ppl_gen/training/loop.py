@@ -148,9 +148,7 @@ class Loop:
 
         # -- modules, parameters, optimizer ---------------------------------------------------------------------
         self.modules = fitted.trained
-        into_training(self.modules)
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            model.eval()
+        into_training(self.modules, model=model)
         trained = {name: each for name, each in self.modules.named_parameters() if each.requires_grad}
         self.trained, self.parameters, self.names = trained, list(trained.values()), list(trained)
         self.optimizer = OneOptimizer(self.parameters, self.options)

@@ -13,7 +13,6 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from ppl_gen.core.contracts import Loss
 from ppl_gen.core.seeds import seed_torch
@@ -89,31 +88,38 @@ def state_kept(assembled: Assembled) -> Iterator[list[str]]:
 
 def _compute_once(assembled: Assembled) -> None:
     """Compute a loss in training mode, always with the same noise. Only buffers that are not persistent are changed."""
+    parts = list(assembled.trained.modules())
     with pyro.get_param_store().scope(), unchanged(assembled.trained), pyro.validation_enabled(False):
-        into_training(assembled.trained)
-        seed_torch(0)
-        of_numpy, of_python = np.random.get_state(), random.getstate()
-        np.random.seed(0)
-        random.seed(0)
-        loss_of(assembled)(*assembled.batch)
+        into_training(assembled.trained, model=assembled.model)
+        with _same_noise():
+            loss_of(assembled)(*assembled.batch)
+        moved = [(part, {n: b.detach().clone() for n, b in _transient_of(part).items()}) for part in parts]
+    for part, values in moved:
+        for name, buffer in _transient_of(part).items():  # without one that only the loss has made, such as a cache
+            if name in values and values[name].shape == buffer.shape:
+                buffer.copy_(values[name])
+
+
+@contextmanager
+def _same_noise() -> Iterator[None]:
+    """Context with the same noise of torch, NumPy and Python each time. The generators of the last two are restored."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    seed_torch(0)
+    np.random.seed(0)
+    random.seed(0)
+    try:
+        yield
+    finally:
         np.random.set_state(of_numpy)
         random.setstate(of_python)
-        moved = [each.detach().clone() for each in _transient(assembled.trained)]
-    for buffer, value in zip(_transient(assembled.trained), moved, strict=True):
-        buffer.copy_(value)
-
-
-def _transient(modules: nn.Module) -> list[Tensor]:
-    """The buffers that a checkpoint lacks."""
-    return [each for part in modules.modules() for each in _transient_of(part).values()]
 
 
 def _transient_of(part: Any) -> dict[str, Tensor]:
-    """Those of one module, by name; none of another object."""
+    """The buffers of a module that a checkpoint lacks, by name; none of another object."""
     if not isinstance(part, nn.Module):
         return {}
     named = ((name, part._buffers.get(name)) for name in sorted(part._non_persistent_buffers_set))
-    return {name: buffer for name, buffer in named if isinstance(buffer, Tensor) and _is_recorded(buffer)}
+    return {name: buffer for name, buffer in named if isinstance(buffer, Tensor) and is_recorded(buffer)}
 
 
 def _state(owner: Any, inner: tuple[type, ...]) -> dict[str, Any]:
@@ -132,11 +138,7 @@ def _is_plain(value: Any, kinds: tuple[type, ...]) -> bool:
     """True for a value of these kinds, and for lists and dictionaries of them."""
     if type(value) in (dict, list, tuple, deque):
         return all(_is_plain(each, kinds) for each in (value.values() if type(value) is dict else value))
-    return type(value) in kinds and not (isinstance(value, Tensor) and not _is_recorded(value))
-
-
-def _is_recorded(tensor: Tensor) -> bool:
-    return not is_lazy(tensor) and is_recorded(tensor)
+    return type(value) in kinds and (not isinstance(value, Tensor) or is_recorded(value))
 
 
 def _copy(value: Any) -> Any:

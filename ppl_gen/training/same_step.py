@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.experiment.state import unchanged
-from ppl_gen.inference.callables import is_recorded, same_numbers
+from ppl_gen.inference.callables import recorded
 from ppl_gen.inference.direct import same_gradients
 
 _TOLERANCE = 1e-4  # relative, of the loss and of the change of a buffer: sums may be in another order
@@ -51,8 +51,7 @@ def _same_attributes(modules: nn.Module, effects: list[dict[str, Any]]) -> Itera
     text of an attribute, such as a count of steps; of other objects the type."""
     parts = dict(modules.named_modules())
     known = {path: dict(vars(part)) for path, part in parts.items()}
-    own = [t for each in known.values() for t in each.values() if type(t) is Tensor and t.is_leaf and is_recorded(t)]
-    tensors = [(each, each.detach().clone()) for each in own]
+    restore = recorded(t for each in known.values() for t in each.values() if type(t) is Tensor and t.is_leaf)
     yield
     changed = {}
     for path, part in parts.items():
@@ -61,10 +60,7 @@ def _same_attributes(modules: nn.Module, effects: list[dict[str, Any]]) -> Itera
                 changed[f"{path}.{name}"] = value if isinstance(value, bool | int | float | str) else type(value)
         part.__dict__.clear()
         part.__dict__.update(known[path])
-    with torch.no_grad():
-        for tensor, before in tensors:
-            if not same_numbers(tensor, before):
-                tensor.copy_(before)
+    restore()
     effects.append(changed)
 
 

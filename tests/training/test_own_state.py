@@ -165,6 +165,25 @@ def test_state_that_a_checkpoint_lacks_is_told(kind: type[Linear], capsys: pytes
     assert guide.last is None if isinstance(guide, Cached) else not guide.mean.any()  # type: ignore[attr-defined]
 
 
+class LateCache(Linear):
+    """Buffers that a step makes, or makes of another shape, and that are never saved."""
+
+    def __init__(self, data_dim: int, latent_dim: int):
+        super().__init__(data_dim, latent_dim)
+        self.register_buffer("cache", None, persistent=False)
+        self.register_buffer("rows", torch.zeros(1), persistent=False)
+
+    def changed(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.cache, self.rows = torch.arange(x.shape[-1]) / 64, torch.zeros(len(x))
+        return x if self.cache is None else x + self.cache
+
+
+def test_a_buffer_that_a_step_makes_anew_is_no_state(capsys: pytest.CaptureFixture[str]) -> None:
+    run = ppl_gen.Run.fit("vae", guide=LateCache, epochs=1, out="run", **SMALL)
+    assert "warning" not in capsys.readouterr().err and run.guide.cache.shape == (64,)
+
+
 class ActNorm(nn.Module):
     """A layer that its first batch initializes (Kingma and Dhariwal 2018)."""
 
