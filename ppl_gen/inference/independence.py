@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.core.seeds import MANY_DRAWS, seed_torch, with_draws
-from ppl_gen.inference.callables import Batch, map_leaves, take
+from ppl_gen.inference.callables import Batch, take
 from ppl_gen.inference.densities import ABSOLUTE, RELATIVE, Site, alike, samples_first
+from ppl_gen.inference.double import as_double, in_double
 from ppl_gen.inference.pair import Pair, Terms
-from ppl_gen.inference.reached import modules_of
 from ppl_gen.inference.tracing import Traces, conditioned, replayed
 
 _BATCH_SIZE = 16  # images, as many as importance sampling holds at a time
@@ -210,41 +209,16 @@ def _other_batch(everyone: Tensor, image: Tensor) -> Tensor:
 def _differ_by_rounding(scorer: _Scorer, image: Tensor) -> bool:
     """True if the densities of an image, alone and among others, are the same in float64. A batch of another size is
     computed in another order, and with a scale of 1e-9 the rounding of a mean is many nats."""
-    batch = Batch(*(_as_double(each) for each in scorer.batch))
-    sites = {name: {**site, "value": _as_double(site["value"])} for name, site in (scorer.sites or {}).items()}
+    batch = Batch(*(as_double(each) for each in scorer.batch))
+    sites = {name: {**site, "value": as_double(site["value"])} for name, site in (scorer.sites or {}).items()}
     double = replace(scorer, batch=batch, sites=sites)
     try:
-        with _in_double(modules_of(scorer.pair.model, scorer.pair.guide)):
+        with in_double(scorer.pair.model, scorer.pair.guide):
             many, _ = double(torch.arange(len(batch.x), device=batch.x.device))
             alone, _ = double(image.reshape(1))
     except Exception:  # a function with tensors of its own in float32
         return False
     return all(alike(one[0, 0], each[0, image]) for one, each in zip(_densities(alone), _densities(many), strict=True))
-
-
-def _as_double(value: Any) -> Any:
-    """Tensors and packed sequences in float64, also those in tuples, lists and dictionaries; everything else as it
-    is."""
-
-    def double(each: Any) -> Any:
-        data = each.data if isinstance(each, PackedSequence) else each
-        return each.double() if isinstance(data, Tensor) and data.is_floating_point() else each
-
-    return map_leaves(double, value)
-
-
-@contextmanager
-def _in_double(modules: list[nn.Module]) -> Iterator[None]:
-    """Context in which the parameters and buffers of modules are in float64. Their tensors are restored afterwards."""
-    tensors = {id(each): each for module in modules for each in (*module.parameters(), *module.buffers())}
-    before = [(each, each.data) for each in tensors.values()]
-    try:
-        for each, data in before:
-            each.data = _as_double(data)
-        yield
-    finally:
-        for each, data in before:
-            each.data = data
 
 
 def _alone(scorer: _Scorer, image: Tensor) -> Terms:

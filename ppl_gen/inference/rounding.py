@@ -9,21 +9,19 @@ of a whole tail, and their ratio is another one under the guide than under the p
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.inference.callables import Batch, forked_rng, map_leaves, take
+from ppl_gen.inference.callables import Batch, forked_rng, take
 from ppl_gen.inference.densities import units_of
+from ppl_gen.inference.double import as_double, in_double
 from ppl_gen.inference.enumeration import sum_over_states
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.reached import modules_of
 from ppl_gen.inference.tracing import trace_of
 from ppl_gen.networks.supports import is_discrete
 
@@ -76,16 +74,16 @@ def _errors(pair: Pair, batch: Batch) -> Tensor:
     if pair.enumerated:
         total = sum_over_states(pair, x, *args, **kwargs)
         rounded = total(total.pair.model, x, *args, **kwargs)
-        with _in_float64(pair.model, pair.guide):
-            exact = total(total.pair.model, _double(x), *_double(args), **_double(kwargs))
+        with in_double(pair.model, pair.guide):
+            exact = total(total.pair.model, as_double(x), *as_double(args), **as_double(kwargs))
         return _difference(rounded, exact)
     if pair.noisy:
         return torch.zeros(0)
     seed_torch(0)
     terms = pair.terms(x, *args, **kwargs)
     values = {name: each[0].reshape(len(x), *pair.event_shapes[name]) for name, each in terms.latents.items()}
-    with _in_float64(pair.model, pair.guide):
-        exact = pair.terms_at(_double(values), _double(x), *_double(args), **_double(kwargs)).log_weight[0]
+    with in_double(pair.model, pair.guide):
+        exact = pair.terms_at(as_double(values), as_double(x), *as_double(args), **as_double(kwargs)).log_weight[0]
     return _difference(terms.log_weight[0], exact)
 
 
@@ -115,33 +113,3 @@ def _share_at_ends(pair: Pair, batch: Batch) -> float:
 def _difference(rounded: Tensor, exact: Tensor) -> Tensor:
     difference = (rounded - exact).abs().nan_to_num(nan=0.0, posinf=0.0)
     return difference if exact.dtype is torch.float64 else torch.zeros(0)
-
-
-def _double(value: Any) -> Any:
-    """The tensors of float32 in float64, also in dictionaries, tuples and lists."""
-
-    def widen(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or leaf.dtype is not torch.float32:
-            return leaf
-        return leaf.double().requires_grad_(leaf.requires_grad)  # `pyro.module` leaves out what has no gradient
-
-    return map_leaves(widen, value)
-
-
-@contextmanager
-def _in_float64(*functions: Any) -> Iterator[None]:
-    """Parameters and buffers in float64, in place of those that stay as they are: nothing is converted back."""
-    stores: list[dict[str, Any]] = [
-        store for module in modules_of(*functions) for store in (module._parameters, module._buffers)
-    ]
-    kept = [(store, dict(store)) for store in stores]
-    state = pyro.get_param_store().get_state()
-    try:
-        for store in stores:
-            store.update({name: _double(value) for name, value in store.items()})
-        with pyro.get_param_store().scope({**state, "params": _double(dict(state["params"]))}):
-            yield
-    finally:
-        for store, values in kept:
-            store.clear()
-            store.update(values)

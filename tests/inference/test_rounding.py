@@ -14,10 +14,11 @@ from torch import Tensor, nn
 import ppl_gen
 from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.callables import as_images
+from ppl_gen.inference.double import in_double
 from ppl_gen.inference.estimate import mean_mc_se
 from ppl_gen.inference.exact import exact_log_px
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.rounding import _in_float64, check_rounding
+from ppl_gen.inference.rounding import check_rounding
 from ppl_gen.inference.settling import settled_log_px
 from ppl_gen.run import Run
 
@@ -95,7 +96,7 @@ def test_parameters_stay_as_they_are() -> None:
     store = pyro.get_param_store().get_state()["params"]
     with pytest.raises(BadInput, match="rounding to float32"):
         check_rounding(pair, x)
-    with pytest.raises(ZeroDivisionError), _in_float64(net.model):
+    with pytest.raises(ZeroDivisionError), in_double(net.model):
         assert net.decoder.weight.dtype is F64 and pyro.param("shift").dtype is F64
         raise ZeroDivisionError
     for name, value in (*net.named_parameters(), *net.named_buffers()):

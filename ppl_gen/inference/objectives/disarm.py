@@ -1,22 +1,17 @@
 """Antithetic gradients of binary draws, without the noise that chose them."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
-from ppl_gen.core.contracts import ELBOGradient
-from ppl_gen.core.errors import require
-from ppl_gen.inference.learning_signals import parts_of
-from ppl_gen.inference.objectives.arm import antithetic
-from ppl_gen.inference.objectives.loss import name_of
+from ppl_gen.inference.objectives.arm import ARM, antithetic
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.relaxations import Part, check_choices, loss_with
-from ppl_gen.inference.thinning import check_noise
+from ppl_gen.inference.relaxations import loss_with
 
 __all__ = ["Disarm"]
 
 
-class Disarm:
+class Disarm(ARM):
     """The ELBO with the DisARM gradient (Dong, Mnih and Tucker 2020, equation 7; found independently as U2G by Yin et
     al. 2020): that of `arm`, with its expectation over u given the two values z = 1[u < sigmoid(l)] and
     z' = 1[1 - u < sigmoid(l)],
@@ -28,18 +23,6 @@ class Disarm:
 
     :param num_particles: K, the number of pairs over which it is averaged.
     """
-
-    elbo_gradient: ClassVar[ELBOGradient] = "unbiased"
-
-    def __init__(self, *, num_particles: int = 1):
-        require(num_particles >= 1, "num_particles", num_particles, "must be at least 1")
-        self.num_particles = num_particles
-        self.parts: dict[str, Part] = {}
-
-    def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
-        check_choices(self, pair, x, *args, kinds=("binary",))
-        check_noise(f"--objective {name_of(self)}", pair, x, *args, instead="rloo")
-        self.parts = parts_of(pair, x, *args)
 
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
         """-ELBO, summed over the images."""
