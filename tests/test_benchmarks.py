@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+import xarray
 from pyro.infer import TraceEnum_ELBO
 from torch import nn
 
@@ -26,7 +28,9 @@ from benchmarks import (
     gradient_series,
     growth,
     importance,
+    khat,
     null_comparisons,
+    pages,
     profiles,
     trusted,
     vae_step,
@@ -397,6 +401,23 @@ def test_estimates_against_quadrature(
     before = (tmp_path / "normal-5" / "checkpoint.safetensors").stat().st_mtime_ns
     trusted.trained("normal-5", argparse.Namespace(small=True, data="digits", device="auto", seed=0, out=tmp_path))
     assert (tmp_path / "normal-5" / "checkpoint.safetensors").stat().st_mtime_ns == before
+
+
+def test_what_khat_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Means, medians and shares of the images of each range of k-hat. An image whose k-hat is unknown is in none."""
+    values = {"khat": [0.2, 0.7, 0.9, 2.0, math.nan], "log_px_annealed": [-1.0, -2.0, -3.0, -4.0, -5.0]}
+    values |= {"log_px_importance": [-1.1, -2.5, -3.2, -7.0, -5.0], "disagrees": [0.0, 1.0, 0.0, 1.0, 0.0]}
+    images = xarray.Dataset({name: ("image", each) for name, each in values.items()})
+    images.to_netcdf(tmp_path / "evaluation.nc", group="evaluation", engine="h5netcdf")
+    khat.main([str(tmp_path)])
+    (table,), correlation = pages.tables_of(out := capsys.readouterr().out), out.split()[-1]
+    assert [row[1:] for row in table[1:]] == [
+        ["2", "0.30", "0.30", "50 %"],
+        ["1", "0.20", "0.20", "0 %"],
+        ["0", "–", "–", "–"],
+        ["1", "3.00", "3.00", "100 %"],
+    ]
+    assert float(correlation) == round(statistics.correlation([0.2, 0.7, 0.9, 2.0], [0.1, 0.5, 0.2, 3.0]), 2)
 
 
 def test_errors_of_trusted_images() -> None:
