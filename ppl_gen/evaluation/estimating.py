@@ -30,13 +30,14 @@ from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, annealed_log_px, bidirectional_bounds
 from ppl_gen.inference.annealed import check as check_annealing
+from ppl_gen.inference.arguments import first_rows, rows_at
 from ppl_gen.inference.bidirectional import check_claim
-from ppl_gen.inference.callables import evaluating, first_rows, forked_rng, rows_at
 from ppl_gen.inference.checks import check_images, num_levels
 from ppl_gen.inference.estimate import Estimate, exact
 from ppl_gen.inference.exact import check_against_samples, check_probability, closed_form, exact_blocks, state_posterior
 from ppl_gen.inference.gathering import keeping
 from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
+from ppl_gen.inference.modes import evaluating, forked_rng
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import asked_again, proposal_log_px
 from ppl_gen.inference.proposals import check as check_proposals

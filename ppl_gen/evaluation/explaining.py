@@ -22,7 +22,7 @@ from ppl_gen.evaluation.table import Printed, images, title
 from ppl_gen.evaluation.use_options import NUM_EXAMPLES, ResponsibilityOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
-from ppl_gen.inference.callables import Batch
+from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.estimate import mean_se, median_and_least, share
 from ppl_gen.inference.exact import state_posterior

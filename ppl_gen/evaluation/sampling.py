@@ -11,7 +11,7 @@ from ppl_gen.core.contracts import HasDensity, HasPrior, offers
 from ppl_gen.core.errors import BadInput, describe, require
 from ppl_gen.evaluation.use_options import SampleOptions
 from ppl_gen.experiment.fitted import Assembled
-from ppl_gen.inference.callables import rows_at
+from ppl_gen.inference.arguments import rows_at
 from ppl_gen.inference.pair import Pair
 
 

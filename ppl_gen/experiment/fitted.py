@@ -23,7 +23,7 @@ from ppl_gen.experiment.config import Config, Given, changed_code, config_of, co
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.experiment.state import tensors_of, weights_of
-from ppl_gen.inference.callables import evaluating, forked_rng, matmul_precision
+from ppl_gen.inference.modes import evaluating, forked_rng, matmul_precision
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.signatures import asks_for_index, takes_labels

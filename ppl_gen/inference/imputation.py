@@ -36,11 +36,11 @@ from ppl_gen.core.contracts import Amortized, HasDensity, SelectsPixels, offers
 from ppl_gen.core.gradients import gradients
 from ppl_gen.core.optimizers import without_compiler
 from ppl_gen.core.progress import Advance
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.densities import minus_leave_one_out_mean, score_function
 from ppl_gen.inference.exact import enumerated_pair, exact_log_px, require_broadcasting
 from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size
 from ppl_gen.networks.observed import filled, is_missing, observed_part

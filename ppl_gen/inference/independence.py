@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.core.seeds import MANY_DRAWS, seed_torch, with_draws
-from ppl_gen.inference.callables import Batch, take
+from ppl_gen.inference.arguments import Batch, take
 from ppl_gen.inference.densities import ABSOLUTE, RELATIVE, Site, alike, samples_first
 from ppl_gen.inference.double import as_double, in_double
 from ppl_gen.inference.pair import Pair, Terms

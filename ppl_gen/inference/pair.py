@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Discretizes, offers
 from ppl_gen.core.errors import BadInput, describe
-from ppl_gen.inference.callables import Batch, take
+from ppl_gen.inference.arguments import Batch, take
 from ppl_gen.inference.densities import (
     Site,
     add,

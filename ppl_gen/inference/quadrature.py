@@ -28,9 +28,10 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.inference.callables import as_images, evaluating, forked_rng, matmul_precision
+from ppl_gen.inference.arguments import as_images
 from ppl_gen.inference.estimate import Estimate, Variable
 from ppl_gen.inference.integrand import Alone, Integrand, num_parameters, num_pixels
+from ppl_gen.inference.modes import evaluating, forked_rng, matmul_precision
 from ppl_gen.inference.options import Quadrature
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.refinement import NoEnd, Refinement, TooMuchWork

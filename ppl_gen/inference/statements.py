@@ -31,7 +31,8 @@ from ppl_gen.core.contracts import (
     members,
 )
 from ppl_gen.core.errors import BadInput
-from ppl_gen.inference.callables import evaluating, take, untouched
+from ppl_gen.inference.arguments import take
+from ppl_gen.inference.modes import evaluating, untouched
 from ppl_gen.inference.reached import modules_of
 from ppl_gen.inference.signatures import accepting
 

@@ -28,7 +28,7 @@ from ppl_gen.figures.bounds import gap_histogram
 from ppl_gen.figures.canvas import Figure, pictures
 from ppl_gen.figures.distances import how_far
 from ppl_gen.figures.learning_curves import adversarial_curves, learning_curves, monitored_curves
-from ppl_gen.inference.callables import evaluating, forked_rng
+from ppl_gen.inference.modes import evaluating, forked_rng
 
 _FIRST = ("samples", "through_training", "reconstructions", "own", "latent_space", "units")
 """Pictures that share one stream of random numbers. Others draw after them, so that they change none of them."""
