@@ -39,29 +39,11 @@ def check_independence(pair: Pair, batch: Batch) -> Pair:
 
     :raises BadInput: for such a pair, and for a pair whose density of the same z differs between two calls.
     """
-    x = batch.x
-    rows = torch.linspace(0, len(x) - 1, max(min(len(x), _BATCH_SIZE), 3), device=x.device).round().long()
-    batch = take(rows, *batch)
-    seed = int(torch.randint(2**31, ()))
-    traces = replayed(pair.guide, pair.joint, batch)
-    sites = {name: pair.proposal(traces).nodes[name] for name in pair.latent}
-    scorer = _Scorer(pair, batch, sites, seed)
-    everyone = torch.arange(len(rows), device=x.device)
-    try:
-        together, values = scorer(everyone)
-    except Exception:  # the guide cannot score a z that it has not drawn, as a flow without inverse
-        scorer = replace(scorer, sites=None)
-        together, values = scorer(everyone)
-    before = _states_elsewhere()
-    (again, _), draws = with_draws(lambda: scorer(everyone), x.is_cuda, seed)  # those of the sites have values
-    repeated = [again]
-    if _states_elsewhere() != before:
-        repeated += [scorer(everyone)[0] for _ in range(MANY_DRAWS)]
-    if not all(_all_alike(together, again) for again in repeated):
-        raise BadInput(
-            f"{pair.model_name} and {pair.guide_name} score the same z twice with the same random numbers of torch, "
-            "but get different densities: keep no state between calls, and draw all noise with torch"
-        )
+    rows = torch.linspace(0, len(batch.x) - 1, max(min(len(batch.x), _BATCH_SIZE), 3), device=batch.x.device)
+    batch = take(rows := rows.round().long(), *batch)
+    everyone = torch.arange(len(rows), device=rows.device)
+    scorer, together, values = _scored(pair, batch, everyone)
+    draws = _check_repeated(scorer, everyone, together)
     seed_of_other = _other_noise(scorer, everyone, together, values) if draws else None
     noisy = scorer.sites is None or seed_of_other is not None
     for image in everyone[:: max(1, len(everyone) // 3)][:3]:
@@ -75,6 +57,38 @@ def check_independence(pair: Pair, batch: Batch) -> Pair:
     if scorer.sites is not None and seed_of_other is not None:
         _check_shared_noise(scorer, everyone.repeat(_COPIES), seed_of_other)
     return replace(pair, noisy=noisy)
+
+
+def _scored(pair: Pair, batch: Batch, everyone: Tensor) -> tuple["_Scorer", Terms, list[Tensor]]:
+    """A scorer of a batch, at values of z that are drawn for it, and what it returns for all images. If the guide
+    cannot score a z that it has not drawn, as a flow without inverse cannot, z is drawn at every call."""
+    seed = int(torch.randint(2**31, ()))
+    traces = replayed(pair.guide, pair.joint, batch)
+    scorer = _Scorer(pair, batch, {name: pair.proposal(traces).nodes[name] for name in pair.latent}, seed)
+    try:
+        return scorer, *scorer(everyone)
+    except Exception:
+        scorer = replace(scorer, sites=None)
+        return scorer, *scorer(everyone)
+
+
+def _check_repeated(scorer: "_Scorer", everyone: Tensor, together: Terms) -> bool:
+    """Refuse a pair whose density of the same z differs between two calls with the same random numbers of torch.
+    Returns True if a call draws random numbers.
+
+    :param together: what the scorer has returned for all images.
+    """
+    before = _states_elsewhere()
+    (again, _), draws = with_draws(lambda: scorer(everyone), everyone.is_cuda, scorer.seed)
+    repeated = [again]
+    if _states_elsewhere() != before:
+        repeated += [scorer(everyone)[0] for _ in range(MANY_DRAWS)]
+    if not all(_all_alike(together, again) for again in repeated):
+        raise BadInput(
+            f"{scorer.pair.model_name} and {scorer.pair.guide_name} score the same z twice with the same random "
+            "numbers of torch, but get different densities: keep no state between calls, and draw all noise with torch"
+        )
+    return draws
 
 
 def _states_elsewhere() -> tuple[Any, ...]:
