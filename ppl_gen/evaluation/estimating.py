@@ -44,6 +44,7 @@ from ppl_gen.inference.proposals import check as check_proposals
 from ppl_gen.inference.quadrature import (
     QuadratureEstimate,
     TooMuchWork,
+    check_grid,
     importance_work,
     quadrature_log_px,
     why_no_quadrature,
@@ -121,7 +122,8 @@ def evaluate(
         estimates = with_bounds(fitted, estimates, task.options, task.x, *task.labels, quiet=quiet)
         in_use = components_in_use(fitted, whole[0])
     estimates = parallel.all_gather(estimates)
-    left_out = _check_exact(fitted, estimates, kind, chosen) or left_out
+    with fitted.estimating(0):
+        left_out = _check_exact(fitted, estimates, kind, chosen, whole[0]) or left_out
     known = known_of(estimates) if prefer_known else None
     primary = known or primary_of(estimates, str(options.estimator))
     if known is not None:
@@ -381,7 +383,9 @@ def _estimates(
         yield own.estimator, own
 
 
-def _check_exact(fitted: Fitted, estimates: dict[str, Estimate], kind: str, chosen: Chosen) -> "LeftOut | None":
+def _check_exact(
+    fitted: Fitted, estimates: dict[str, Estimate], kind: str, chosen: Chosen, x: Tensor
+) -> "LeftOut | None":
     """Raise `BadInput` for an exact log p(x), or one by quadrature, that cannot be that of the model. If quadrature was
     not asked for, its estimate is removed instead.
 
@@ -395,6 +399,8 @@ def _check_exact(fitted: Fitted, estimates: dict[str, Estimate], kind: str, chos
             check_probability(fitted.model, estimate.log_px, kind, what)
             if "importance" in estimates:
                 check_against_samples(fitted.model, estimate.log_px, estimates["importance"].log_px, what)
+                if isinstance(estimate, QuadratureEstimate):
+                    check_grid(fitted.model, x, estimate, estimates["importance"])
         except BadInput as error:
             if not (name == "quadrature" and chosen.may_give_up):
                 raise
