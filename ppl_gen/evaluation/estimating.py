@@ -291,6 +291,7 @@ def check_chains(fitted: Assembled, x: Tensor, options: EvaluationOptions) -> No
         raise BadInput(
             f"--estimator annealed: needs one latent site and one observed site; {pair.model_name} has {has}"
         )
+    pair.require_images("--estimator annealed")
     with evaluating(model, fitted.guide), forked_rng(x):
         check_annealing(model, fitted.guide, options.annealed)
         z = model.prior().sample((2, min(3, len(x))))

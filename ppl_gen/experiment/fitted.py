@@ -100,14 +100,16 @@ class Assembled:
     def quantity(self, x: Tensor, *labels: Tensor) -> str:
         """The name of what is evaluated on images: the model's own name; else `log p(x)`. If labels are given, it is
         `log p(x, y)` if the model has more observed sites than the images, such as the labels, else `log p(x | y)`.
-        With missing pixels, `x_obs` is the observed ones."""
+        With missing pixels, `x_obs` is the observed ones. If the model observes other values than the images, f(x), it
+        is their density or probability."""
         # An attribute of this name that is no text means something else.
         if offers(self.model, NamesQuantity) and isinstance(self.model.quantity, str):
             return self.model.quantity
         given = any(isinstance(each, Tensor) and bool((each >= 0).any()) for each in labels)
         y = "" if not given else " | y" if len(self.pair.observed) == 1 else ", y"
         missing = any(bool(part.isnan().any()) for part in x.split(_AT_ONCE))
-        return f"log p({'x_obs' if missing else 'x'}{y})"
+        seen = "x_obs" if missing else "x"
+        return f"log p({seen if self.pair.observes_x else f'f({seen})'}{y})"
 
     def require_complete(self, what: str) -> None:
         """Raise `BadInput` for images with missing pixels.

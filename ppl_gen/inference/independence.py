@@ -31,7 +31,8 @@ _CALLS, _COPIES = 16, 4  # draws of noise that images may share, and copies of e
 
 def check_independence(pair: Pair, batch: Batch) -> Pair:
     """Refuse a pair in which one image changes the log-densities of another. A batch is scored, and then some of its
-    images alone, at the same z. Returns the pair, with what is known of noise beside z.
+    images alone, at the same z. Returns the pair, with what is known of noise beside z, and of the value that the model
+    observes.
 
     If the pair has noise besides z, an image alone would get other noise; and if the guide cannot score a z that it has
     not drawn, an image alone would get another z. In both cases the image is scored again in its place of a batch of
@@ -56,7 +57,18 @@ def check_independence(pair: Pair, batch: Batch) -> Pair:
                 raise _dependent(pair, what, int(rows[image]), one[0, where], how, many[0, image], len(rows))
     if scorer.sites is not None and seed_of_other is not None:
         _check_shared_noise(scorer, everyone.repeat(_COPIES), seed_of_other)
-    return replace(pair, noisy=noisy)
+    observed = dict(zip(pair.observed, values, strict=True))[pair.image]
+    return replace(pair, noisy=noisy, observes_x=_is_x(observed, batch.x))
+
+
+def _is_x(value: Tensor, x: Tensor) -> bool:
+    """False if a value has as many numbers as images x, but others, by more than a hundredth of the range of x."""
+    if value.numel() != x.numel():
+        return True
+    one, other = value.flatten().to(x.dtype), x.flatten()
+    known = ~(one.isnan() | other.isnan())  # a missing pixel has no value
+    one, other = one[known], other[known]
+    return not len(other) or bool((one - other).abs().max() <= 0.01 * (other.max() - other.min()))
 
 
 def _scored(pair: Pair, batch: Batch, everyone: Tensor) -> tuple["_Scorer", Terms, list[Tensor]]:

@@ -154,8 +154,8 @@ def check_grid(model: Any, x: Tensor, estimate: QuadratureEstimate, sampled: Est
     rows = (sampled.log_px - most).nan_to_num(nan=-math.inf).topk(min(_DOUBTED, len(x))).indices
     by_prior = proposal_log_px(model, [], x[rows.to(x.device)], num_samples=_PRIOR_SAMPLES, prior_share=1.0)
     higher = by_prior.log_px - most[rows]
-    if above(bound(most[rows]), by_prior).any:
-        at = int(higher.argmax())
+    if (missed := above(bound(most[rows]), by_prior).images).any():
+        at = int(higher.where(missed, -math.inf).argmax())
         raise BadInput(
             f"{name_of(model)}: the grid misses a part of p(x, z): log p(x) of image {int(rows[at])} is "
             f"{float(estimate.log_px[rows[at]]):.6g} by quadrature, and {float(by_prior.log_px[at]):.6g} by "
@@ -193,6 +193,7 @@ def why_no_quadrature(pair: Pair, model: Any, *args: Any) -> str | None:
         has = f"{', '.join(pair.latent)} and observes {', '.join(pair.observed)}"
         return f"{name}: quadrature needs one latent and one observed site, in the plate of images alone; it has {has}"
     try:
+        pair.require_images("quadrature")
         with evaluating(model):
             check(model)
     except BadInput as error:

@@ -60,6 +60,9 @@ def draw_training(fitted: Fitted) -> None:
         curves = next((each for name, each in kinds_of_curves.items() if name in measured), monitored_curves)
         with _drawing("the learning curves"):
             save(run, "learning_curves", curves(metrics))
+    if not fitted.pair.observes_x:
+        print(f"warning: no pictures of images: {fitted.pair.model_name} observes other values", file=sys.stderr)
+        return
     with evaluating(fitted.model, fitted.guide), forked_rng(fitted.batch[0]):
         seed_torch(0)
         for module in kinds().values():
