@@ -13,8 +13,8 @@ from benchmarks.steps import training_step
 from benchmarks.timing import Comparison, medians, show
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.enumerated import Enumerated
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.exact import exact_log_px
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair

@@ -16,7 +16,7 @@ from torch import Tensor
 import ppl_gen
 from benchmarks.pages import markdown
 from ppl_gen.core import cli
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair

@@ -21,7 +21,7 @@ from ppl_gen.core.interrupts import Interrupted
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.normal import Normal
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.pair import Pair
 from ppl_gen.models.vae import VAE
 from ppl_gen.training.loop import loss_per_image, loss_with_gradient

@@ -21,7 +21,7 @@ from ppl_gen.data.splits import Data, Split
 from ppl_gen.experiment.assembling import assemble
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
 from ppl_gen.run import Run

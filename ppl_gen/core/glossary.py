@@ -29,6 +29,7 @@ _NAMES = (
     "log p(x_obs)",
     "log p(x_obs | y)",
     "log p(x_obs, y)",
+    "log p(f(x))",
 )
 _BOUND = (
     Term(
@@ -44,7 +45,7 @@ _BOUND = (
         "log-px",
         "Log-probability of an image under the model: log ∫ p(z) p(x | z) dz, a sum if z is finite. It is the model's "
         "alone, whatever the guide. The table has its mean. With labels y: log p(x | y) or log p(x, y). x_obs: "
-        "pixels not missing.",
+        "pixels not missing. f(x): other values that the model observes, such as 255 x.",
         "estimates.md",
         (*_NAMES, "log density of x", "log marginal likelihood"),
     ),

@@ -15,11 +15,12 @@ from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.verdicts import known_of
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.annealed import AnnealedEstimate
+from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.bidirectional import cycled, importance_bounds, why_no_bounds
-from ppl_gen.inference.callables import Batch, forked_rng
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.exact import exact_blocks
 from ppl_gen.inference.importance import ImportanceEstimate
+from ppl_gen.inference.modes import forked_rng
 from ppl_gen.inference.proposals import scores_others
 from ppl_gen.inference.quadrature import quadrature_log_px
 

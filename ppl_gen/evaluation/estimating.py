@@ -30,19 +30,21 @@ from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, annealed_log_px, bidirectional_bounds
 from ppl_gen.inference.annealed import check as check_annealing
+from ppl_gen.inference.arguments import first_rows, rows_at
 from ppl_gen.inference.bidirectional import check_claim
-from ppl_gen.inference.callables import evaluating, first_rows, forked_rng, rows_at
 from ppl_gen.inference.checks import check_images, num_levels
 from ppl_gen.inference.estimate import Estimate, exact
 from ppl_gen.inference.exact import check_against_samples, check_probability, closed_form, exact_blocks, state_posterior
 from ppl_gen.inference.gathering import keeping
 from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
+from ppl_gen.inference.modes import evaluating, forked_rng
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import asked_again, proposal_log_px
 from ppl_gen.inference.proposals import check as check_proposals
 from ppl_gen.inference.quadrature import (
     QuadratureEstimate,
     TooMuchWork,
+    check_grid,
     importance_work,
     quadrature_log_px,
     why_no_quadrature,
@@ -120,7 +122,8 @@ def evaluate(
         estimates = with_bounds(fitted, estimates, task.options, task.x, *task.labels, quiet=quiet)
         in_use = components_in_use(fitted, whole[0])
     estimates = parallel.all_gather(estimates)
-    left_out = _check_exact(fitted, estimates, kind, chosen) or left_out
+    with fitted.estimating(0):
+        left_out = _check_exact(fitted, estimates, kind, chosen, whole[0]) or left_out
     known = known_of(estimates) if prefer_known else None
     primary = known or primary_of(estimates, str(options.estimator))
     if known is not None:
@@ -288,6 +291,7 @@ def check_chains(fitted: Assembled, x: Tensor, options: EvaluationOptions) -> No
         raise BadInput(
             f"--estimator annealed: needs one latent site and one observed site; {pair.model_name} has {has}"
         )
+    pair.require_images("--estimator annealed")
     with evaluating(model, fitted.guide), forked_rng(x):
         check_annealing(model, fitted.guide, options.annealed)
         z = model.prior().sample((2, min(3, len(x))))
@@ -380,7 +384,9 @@ def _estimates(
         yield own.estimator, own
 
 
-def _check_exact(fitted: Fitted, estimates: dict[str, Estimate], kind: str, chosen: Chosen) -> "LeftOut | None":
+def _check_exact(
+    fitted: Fitted, estimates: dict[str, Estimate], kind: str, chosen: Chosen, x: Tensor
+) -> "LeftOut | None":
     """Raise `BadInput` for an exact log p(x), or one by quadrature, that cannot be that of the model. If quadrature was
     not asked for, its estimate is removed instead.
 
@@ -394,6 +400,8 @@ def _check_exact(fitted: Fitted, estimates: dict[str, Estimate], kind: str, chos
             check_probability(fitted.model, estimate.log_px, kind, what)
             if "importance" in estimates:
                 check_against_samples(fitted.model, estimate.log_px, estimates["importance"].log_px, what)
+                if isinstance(estimate, QuadratureEstimate):
+                    check_grid(fitted.model, x, estimate, estimates["importance"])
         except BadInput as error:
             if not (name == "quadrature" and chosen.may_give_up):
                 raise

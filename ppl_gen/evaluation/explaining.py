@@ -22,16 +22,17 @@ from ppl_gen.evaluation.table import Printed, images, title
 from ppl_gen.evaluation.use_options import NUM_EXAMPLES, ResponsibilityOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
-from ppl_gen.inference.callables import Batch
+from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.estimate import mean_se, median_and_least, share
 from ppl_gen.inference.exact import state_posterior
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory
+from ppl_gen.networks.observed import mean_of
 
 _SHUFFLES = 100
 _ROWS = 20  # rows to print
-_DRAWS = 200  # of the model, for the mean image of a component
+_DRAWS, _TIMES = 500, 20  # of the model, for the weight and the mean image of a component
 
 
 @dataclass(frozen=True)
@@ -243,17 +244,24 @@ def _estimated(
 
 
 def _from_model(pair: Pair) -> tuple[np.ndarray, Tensor]:
-    """p(y) [values] and E[x | y] [values, pixels] of the enumerated site, from draws of the model."""
+    """p(y) [values] and E[x | y] [values, pixels] of the enumerated site, from draws of the model. Where y depends on
+    another latent z, p(y) is the mean of p(y | z), and these are the weights of x. z is from the prior."""
     name = _site_of_components(pair)
     assert name is not None
     site = poutine.trace(pair.model).get_trace(n=_DRAWS).nodes[name]
-    values = site["fn"].enumerate_support(expand=False)
-    weights = site["fn"].log_prob(values).exp().double().flatten(1).mean(1)
-    means = []
-    for value in values:
+    weights, means = [], []
+    for value in site["fn"].enumerate_support(expand=False):
         given = poutine.condition(pair.model, {name: value.expand(_DRAWS, *site["fn"].event_shape)})
-        means.append(poutine.trace(given).get_trace(n=_DRAWS).nodes[pair.image]["fn"].mean.mean(0))
-    return weights.cpu().numpy(), torch.stack(means)
+        shares, sums = [], []
+        for _ in range(_TIMES):
+            nodes = poutine.trace(given).get_trace(n=_DRAWS).nodes
+            shares.append(nodes[name]["fn"].log_prob(nodes[name]["value"]).exp().double().expand(_DRAWS))
+            images = mean_of(nodes[pair.image]["fn"], "responsibilities")
+            sums.append(torch.einsum("i,i...->...", shares[-1].to(images), images))
+        share = torch.cat(shares)
+        weights.append(float(share.mean()))
+        means.append(torch.stack(sums).sum(0) / float(share.sum().clamp(min=torch.finfo(torch.float64).tiny)))
+    return np.array(weights) / sum(weights), torch.stack(means)
 
 
 def names(summary: Json) -> tuple[str, str]:
@@ -291,7 +299,8 @@ def table(summary: Json) -> str:
     weight = f"p({site} = k)"
     rows.append(f"  component   {weight}   images" + ("   majority label   purity" if "purity" in s else ""))
     for row in s["table"][:_ROWS]:
-        line = f"  {row['component']:>9}   {row['weight']:{len(weight)}.2%}   {row['images']:>6}"
+        digits = 1 if "num_samples" in s else 2  # p(y) of 10,000 draws
+        line = f"  {row['component']:>9}   {row['weight']:{len(weight)}.{digits}%}   {row['images']:>6}"
         if "purity" in row:
             line += f"   {row['majority_label']:>14}   {row['purity']:6.3f}"
         rows.append(line)

@@ -105,6 +105,7 @@ def impute(
     model, guide, pair = fitted.model, fitted.guide, fitted.pair
     if len(pair.latent) != 1 or not offers(model, HasDensity):
         raise BadInput(f"{pair.model_name}: fill needs one latent site and the methods prior() and likelihood(z)")
+    pair.require_images("fill")
     if cheap_to_enumerate(pair) or (pair.num_states is not None and pair.enumerated):
         require_memory(pair, 1, device=x.device)
         return exact_imputation(model, x, visible, _DRAWS, known)

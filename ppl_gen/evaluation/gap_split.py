@@ -16,9 +16,9 @@ from ppl_gen.evaluation.table import Printed, images, title
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.agreement import bound
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se, share
 from ppl_gen.inference.gaps import Gaps, Search, check_guide, gaps, has_own_weights
+from ppl_gen.inference.modes import evaluating
 
 _IMAGES, _SAMPLES = 100, 5000
 _PARTS = {

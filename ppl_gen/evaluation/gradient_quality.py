@@ -20,9 +20,9 @@ from ppl_gen.experiment.arguments import options_class
 from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.experiment.starting import start_from
-from ppl_gen.experiment.state import unchanged
 from ppl_gen.inference.exact_gradient import exact_gradient, num_states
 from ppl_gen.inference.gradient_errors import gradient_errors
+from ppl_gen.inference.modes import unchanged
 from ppl_gen.inference.objectives import bind, construct
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.ranks import holm

@@ -27,8 +27,8 @@ from ppl_gen.evaluation.table import Printed, title
 from ppl_gen.evaluation.use_options import LEAST_JUDGED, QualityOptions, SampleOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
-from ppl_gen.inference.callables import forked_rng
 from ppl_gen.inference.estimate import median
+from ppl_gen.inference.modes import forked_rng
 from ppl_gen.inference.sample_quality import frechet_distance, kernel_distance, nearest, precision_recall
 from ppl_gen.networks.nets import encoder
 

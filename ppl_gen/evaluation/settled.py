@@ -11,7 +11,7 @@ from ppl_gen.core.progress import Progress
 from ppl_gen.evaluation import verdicts
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment.fitted import Fitted
-from ppl_gen.inference.callables import Batch
+from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.quadrature import why_no_quadrature
 from ppl_gen.inference.settling import SettledEstimate, check, settled_log_px

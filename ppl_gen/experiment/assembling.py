@@ -19,9 +19,10 @@ from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.experiment.state import load_weights, weights_of
-from ppl_gen.inference.callables import evaluating, map_leaves, untouched
+from ppl_gen.inference.arguments import map_leaves
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.densities import sample_sites
+from ppl_gen.inference.modes import evaluating, untouched
 from ppl_gen.inference.observed import observe, restore
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.signatures import ByName, asks_for_index, takes_labels

@@ -23,7 +23,7 @@ from ppl_gen.experiment.config import Config, Given, changed_code, config_of, co
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.experiment.state import tensors_of, weights_of
-from ppl_gen.inference.callables import evaluating, forked_rng, matmul_precision
+from ppl_gen.inference.modes import evaluating, forked_rng, matmul_precision
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.signatures import asks_for_index, takes_labels
@@ -100,14 +100,16 @@ class Assembled:
     def quantity(self, x: Tensor, *labels: Tensor) -> str:
         """The name of what is evaluated on images: the model's own name; else `log p(x)`. If labels are given, it is
         `log p(x, y)` if the model has more observed sites than the images, such as the labels, else `log p(x | y)`.
-        With missing pixels, `x_obs` is the observed ones."""
+        With missing pixels, `x_obs` is the observed ones. If the model observes other values than the images, f(x), it
+        is their density or probability."""
         # An attribute of this name that is no text means something else.
         if offers(self.model, NamesQuantity) and isinstance(self.model.quantity, str):
             return self.model.quantity
         given = any(isinstance(each, Tensor) and bool((each >= 0).any()) for each in labels)
         y = "" if not given else " | y" if len(self.pair.observed) == 1 else ", y"
         missing = any(bool(part.isnan().any()) for part in x.split(_AT_ONCE))
-        return f"log p({'x_obs' if missing else 'x'}{y})"
+        seen = "x_obs" if missing else "x"
+        return f"log p({seen if self.pair.observes_x else f'f({seen})'}{y})"
 
     def require_complete(self, what: str) -> None:
         """Raise `BadInput` for images with missing pixels.

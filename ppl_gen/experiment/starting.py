@@ -18,8 +18,8 @@ from ppl_gen.experiment.config import Given, tuples
 from ppl_gen.experiment.fitted import Assembled
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.experiment.state import check, prefixed, tensors_of
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.densities import alike, masked_log_prob, sample_sites
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.signatures import accepting
 
 

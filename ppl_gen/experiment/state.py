@@ -1,8 +1,7 @@
 """The tensors of a checkpoint, by name: of modules, optimizers and random number generators."""
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,35 +22,6 @@ def tensors_of(modules: nn.ModuleDict) -> dict[str, Tensor]:
             seen.add(id(tensor))
             tensors[name] = tensor.detach()
     return tensors
-
-
-@contextmanager
-def same_modes(modules: nn.Module) -> Iterator[None]:
-    """Restore the training mode of every module when the block ends."""
-    modes = [(part, part.training) for part in modules.modules()]
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-@contextmanager
-def unchanged(modules: nn.Module) -> Iterator[None]:
-    """Restore parameters, buffers, training mode and random number generators when the block ends."""
-    tensors = [(tensor, tensor.detach().clone()) for tensor in (*modules.parameters(), *modules.buffers())]
-    buffers = [(part._buffers, dict(part._buffers)) for part in modules.modules()]
-    devices = [tensor.device for tensor, _ in tensors[:1] if tensor.is_cuda]
-    try:
-        with torch.random.fork_rng(devices), same_modes(modules):
-            yield
-    finally:
-        for place, held in buffers:  # one may have been replaced
-            place.update(held)
-        with torch.no_grad():
-            for tensor, before in tensors:
-                if not torch.equal(tensor, before):  # unequal for NaN, which is restored, too
-                    tensor.copy_(before)
 
 
 def check(found: Mapping[str, Tensor], needed: Mapping[str, Tensor], file: Path, whole: str = "") -> None:

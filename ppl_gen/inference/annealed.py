@@ -32,12 +32,12 @@ from ppl_gen.core.gradients import check_gradients
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance, skip
 from ppl_gen.inference.bidirectional import BidirectionalBounds
-from ppl_gen.inference.callables import evaluating, forked_rng, frozen
 from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.estimate import Estimate, Variable, mean_se, median_and_least
 from ppl_gen.inference.gathering import gather_blocks
-from ppl_gen.inference.importance import log_mean_exp
+from ppl_gen.inference.importance import log_mean_weight_with_errors
 from ppl_gen.inference.integrand import check_without_noise
+from ppl_gen.inference.modes import evaluating, forked_rng, frozen
 from ppl_gen.inference.options import Annealing, num_adaptation
 from ppl_gen.networks.observed import observed_log_prob
 from ppl_gen.networks.supports import unbounded
@@ -97,7 +97,7 @@ def annealed_log_px(
         for _, path, adapted in _paths(model, guide, x, annealing, first, annealing.work, progress):
             groups = [path.forward(path.start(count), *adapted, progress) for count in annealing.groups]
             log_w, acceptance = (torch.cat([group[i] for group in groups]).cpu() for i in (0, 1))
-            log_px, variance, bias, ess = log_mean_exp(log_w)
+            log_px, variance, bias, ess = log_mean_weight_with_errors(log_w)
             found = {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "ess": ess}
             yield len(log_px), found | {"acceptance": acceptance.double().mean(0)}
 
@@ -131,8 +131,8 @@ def bidirectional_bounds(
                 groups = annealing.groups
                 forward = [path.forward(path.start(count), *adapted, progress)[0] for count in groups]
                 backward = [path.backward(ends.expand(count, *ends.shape), *adapted, progress) for count in groups]
-                lower, lower_variance, *_ = log_mean_exp(torch.cat(forward).cpu())
-                inverse, *_ = log_mean_exp(-torch.cat(backward).cpu())
+                lower, lower_variance, *_ = log_mean_weight_with_errors(torch.cat(forward).cpu())
+                inverse, *_ = log_mean_weight_with_errors(-torch.cat(backward).cpu())
                 yield len(ends), {"lower": lower, "upper": -inverse, "lower_mc_var": lower_variance}
 
         return BidirectionalBounds({}, x, z=z, **gather_blocks(blocks, num_images))

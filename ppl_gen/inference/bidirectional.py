@@ -29,21 +29,13 @@ from ppl_gen.core.errors import BadInput, as_bad_input
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.inference.callables import (
-    Batch,
-    as_arguments,
-    as_images,
-    evaluating,
-    forked_rng,
-    matmul_precision,
-    rows_at,
-    whole_number,
-)
+from ppl_gen.inference.arguments import Batch, as_arguments, as_images, rows_at, whole_number
 from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se
 from ppl_gen.inference.exact import check_against_bounds, closed_form, exact_blocks
 from ppl_gen.inference.gathering import gather_blocks
-from ppl_gen.inference.importance import log_mean_exp, weighted_blocks
+from ppl_gen.inference.importance import log_mean_weight_with_errors, weighted_blocks
+from ppl_gen.inference.modes import evaluating, forked_rng, matmul_precision
 from ppl_gen.inference.pair import Pair, Terms, Values
 
 _IMAGES_PER_DRAW = 500
@@ -233,7 +225,7 @@ def _bounds(blocks: Iterator[tuple[int, list[Terms]]], ends: Tensor) -> Iterator
     for count, chunks in blocks:
         log_w = torch.cat([terms.log_weight for terms in chunks]).double().cpu()
         end = ends[first : first + count].unsqueeze(0)
-        lower, variance, *_ = log_mean_exp(log_w)
+        lower, variance, *_ = log_mean_weight_with_errors(log_w)
         upper = torch.cat([end, log_w[1:]]).logsumexp(0) - math.log(len(log_w))
         yield count, {"lower": lower, "upper": upper, "lower_mc_var": variance}
         first += count

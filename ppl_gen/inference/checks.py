@@ -13,9 +13,10 @@ from torch.distributions import constraints
 
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.inference.callables import Batch, forked_rng, take
+from ppl_gen.inference.arguments import Batch, take
 from ppl_gen.inference.densities import Site, alike, masked_log_prob, sample_sites
 from ppl_gen.inference.independence import check_halves
+from ppl_gen.inference.modes import forked_rng
 from ppl_gen.inference.observed import observes_pixels
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.reached import modules_of

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_gen.core.contracts import SeveralNumbersPerPixel, offers
-from ppl_gen.inference.callables import whole_number
+from ppl_gen.inference.arguments import whole_number
 
 CHUNK_SIZE = 2048
 """On a CPU: the decoder's output fits into the cache, and Python's overhead is small."""

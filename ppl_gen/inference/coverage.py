@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, as_bad_input
-from ppl_gen.inference.callables import Batch, take
+from ppl_gen.inference.arguments import Batch, take
 from ppl_gen.inference.densities import sample_sites
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.tracing import PyroFunction, Traces, replayed, trace_of

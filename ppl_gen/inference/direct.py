@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Amortized, HasDensity, SumsStates, offers
-from ppl_gen.inference.callables import Batch, aside, forked_rng, frozen, take
+from ppl_gen.inference.arguments import Batch, take
 from ppl_gen.inference.densities import Site, alike, kl_divergence, masked_log_prob, score_function
 from ppl_gen.inference.enumeration import sum_over_states
+from ppl_gen.inference.modes import aside, forked_rng, frozen
 from ppl_gen.inference.observed import observes_pixels
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.reached import Held

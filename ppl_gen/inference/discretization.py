@@ -19,8 +19,9 @@ from torch.distributions import constraints
 
 from ppl_gen.core.contracts import Discretizes
 from ppl_gen.core.errors import BadInput
-from ppl_gen.inference.callables import Batch, evaluating, forked_rng
+from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.enumeration import StateSum, TraceEnum, sum_over_states
+from ppl_gen.inference.modes import evaluating, forked_rng
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size
 from ppl_gen.inference.tracing import PyroFunction, trace_of

@@ -8,7 +8,7 @@ import pyro
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ppl_gen.inference.callables import map_leaves
+from ppl_gen.inference.arguments import map_leaves
 from ppl_gen.inference.reached import modules_of
 
 

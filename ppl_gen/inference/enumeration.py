@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from ppl_gen.core.errors import BadInput, as_bad_input, describe
-from ppl_gen.inference.callables import Batch, evaluating, forked_rng, matmul_precision, take
+from ppl_gen.inference.arguments import Batch, take
 from ppl_gen.inference.densities import Site, add, alike, masked_log_prob, plates_of, sample_sites
 from ppl_gen.inference.elimination import ROUNDING, enumerating, log_sum, sum_out
+from ppl_gen.inference.modes import evaluating, forked_rng, matmul_precision
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, can_sum_states, require_finite, require_memory, shown_count
 from ppl_gen.inference.tracing import SAMPLES, PyroFunction, trace_of

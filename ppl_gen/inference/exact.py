@@ -13,10 +13,11 @@ from torch import Tensor
 from ppl_gen.core.contracts import ClosedForm, HasDensity, offers
 from ppl_gen.core.errors import BadInput, as_bad_input, describe
 from ppl_gen.core.memory import keep_freed_memory
-from ppl_gen.inference.callables import Batch, as_arguments, as_images, evaluating, forked_rng, matmul_precision, take
+from ppl_gen.inference.arguments import Batch, as_arguments, as_images, take
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.densities import ABSOLUTE, RELATIVE, sample_sites
 from ppl_gen.inference.enumeration import StateSum, sum_over_states
+from ppl_gen.inference.modes import evaluating, forked_rng, matmul_precision
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.rounding import check_rounding
 from ppl_gen.inference.signatures import ByName, accepting, model_function, name_of, positional_names

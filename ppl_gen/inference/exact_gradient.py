@@ -16,7 +16,8 @@ from torch import Tensor
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.gradients import gradients
 from ppl_gen.core.progress import Advance
-from ppl_gen.inference.callables import Batch, forked_rng
+from ppl_gen.inference.arguments import Batch
+from ppl_gen.inference.modes import forked_rng
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.relaxations import Choice, sampled
 

@@ -31,9 +31,9 @@ from ppl_gen.core.optimizers import without_compiler
 from ppl_gen.core.parallel import joined
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.agreement import above, above_in_mean, bound
-from ppl_gen.inference.callables import evaluating, frozen
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
+from ppl_gen.inference.modes import evaluating, frozen
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import SecondOpinion, second_opinion, second_opinion_samples
 from ppl_gen.inference.tracing import PyroFunction

@@ -28,16 +28,8 @@ from ppl_gen.core.progress import Advance
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.core.tables import Row
 from ppl_gen.inference.agreement import Above, above, bound
+from ppl_gen.inference.arguments import Batch, as_arguments, as_images, whole_number
 from ppl_gen.inference.blame import blame
-from ppl_gen.inference.callables import (
-    Batch,
-    as_arguments,
-    as_images,
-    evaluating,
-    forked_rng,
-    matmul_precision,
-    whole_number,
-)
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.chunks import IMAGES_PER_BLOCK, images_at_a_time, pairs_at_a_time
 from ppl_gen.inference.densities import contradicted
@@ -55,6 +47,7 @@ from ppl_gen.inference.estimate import (
 )
 from ppl_gen.inference.exact import closed_form, exact_blocks
 from ppl_gen.inference.gathering import gather_blocks
+from ppl_gen.inference.modes import evaluating, forked_rng, matmul_precision
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.pareto import khat, lower_tail
 from ppl_gen.inference.rounding import check_rounding
@@ -438,7 +431,7 @@ def _raise_for_nan(pair: Pair, terms: Terms, first: int, again: Callable[[Pair],
     raise BadInput(f"{which[0]} is NaN for image {first + image}; {site}")
 
 
-def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def log_mean_weight_with_errors(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """log (1/S) sum_s w_s of log weights [S, images], its Monte Carlo variance by the delta method, its bias by the
     delete-1 jackknife, and the effective sample size: each [images]. Variance and bias of a single weight are NaN, and
     those of weights that are all 0, whose effective sample size is 0."""
@@ -514,7 +507,7 @@ def powers_of_ten(num_samples: int) -> list[int]:
 
 def weight_statistics(log_w: Tensor) -> dict[str, Tensor]:
     """The tensors of an `Estimate` from log weights [S, images] in float64."""
-    log_px, variance, bias, ess = log_mean_exp(log_w)
+    log_px, variance, bias, ess = log_mean_weight_with_errors(log_w)
     return {
         "log_px": log_px,
         "log_px_mc_var": variance,

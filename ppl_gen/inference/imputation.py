@@ -36,14 +36,14 @@ from ppl_gen.core.contracts import Amortized, HasDensity, SelectsPixels, offers
 from ppl_gen.core.gradients import gradients
 from ppl_gen.core.optimizers import without_compiler
 from ppl_gen.core.progress import Advance
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.densities import minus_leave_one_out_mean, score_function
 from ppl_gen.inference.exact import enumerated_pair, exact_log_px, require_broadcasting
 from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size
-from ppl_gen.networks.observed import filled, is_missing, observed_part
+from ppl_gen.networks.observed import filled, is_missing, mean_of, observed_part
 
 _STATES_PIXELS = 2**24  # states x pixels that are held at a time
 _STEPS, _STEP_SIZE, _PARTICLES = 100, 0.05, 4  # refinement of a context
@@ -105,7 +105,7 @@ def _exactly(model: HasDensity, prior: Any, states: Tensor, x: Tensor, num_draws
     rows = max(1, _STATES_PIXELS // x.shape[1])
     mean = torch.zeros_like(x)
     for weights, z in zip(posterior.split(rows), states.split(rows), strict=True):
-        mean += weights.T @ model.likelihood(z).mean
+        mean += weights.T @ mean_of(model.likelihood(z), "fill")
     chosen = torch.multinomial(posterior.T, num_draws, replacement=True).T  # [draws, images]
     draws = model.likelihood(states[chosen]).sample()
     return torch.where(is_missing(x), mean, x), torch.where(is_missing(x), draws, x)
@@ -156,7 +156,7 @@ def importance_imputation(
             terms = pair.terms(block, contexts, num_samples=num_samples)
             z = terms.latents["z"].reshape(num_samples, len(block), *pair.event_shapes["z"])
             weights = terms.log_weight.softmax(0)  # [samples, images]
-            mean = torch.einsum("si,sid->id", weights, model.likelihood(z).mean)
+            mean = torch.einsum("si,sid->id", weights, mean_of(model.likelihood(z), "fill"))
             chosen = torch.multinomial(weights.T, num_draws, replacement=True).T  # [draws, images]
             drawn = model.likelihood(z[chosen, torch.arange(len(block), device=x.device)]).sample()
             means.append(torch.where(is_missing(block), mean, block))

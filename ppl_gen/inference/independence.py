@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.core.seeds import MANY_DRAWS, seed_torch, with_draws
-from ppl_gen.inference.callables import Batch, take
+from ppl_gen.inference.arguments import Batch, take
 from ppl_gen.inference.densities import ABSOLUTE, RELATIVE, Site, alike, samples_first
 from ppl_gen.inference.double import as_double, in_double
 from ppl_gen.inference.pair import Pair, Terms
@@ -31,7 +31,8 @@ _CALLS, _COPIES = 16, 4  # draws of noise that images may share, and copies of e
 
 def check_independence(pair: Pair, batch: Batch) -> Pair:
     """Refuse a pair in which one image changes the log-densities of another. A batch is scored, and then some of its
-    images alone, at the same z. Returns the pair, with what is known of noise beside z.
+    images alone, at the same z. Returns the pair, with what is known of noise beside z, and of the value that the model
+    observes.
 
     If the pair has noise besides z, an image alone would get other noise; and if the guide cannot score a z that it has
     not drawn, an image alone would get another z. In both cases the image is scored again in its place of a batch of
@@ -39,29 +40,11 @@ def check_independence(pair: Pair, batch: Batch) -> Pair:
 
     :raises BadInput: for such a pair, and for a pair whose density of the same z differs between two calls.
     """
-    x = batch.x
-    rows = torch.linspace(0, len(x) - 1, max(min(len(x), _BATCH_SIZE), 3), device=x.device).round().long()
-    batch = take(rows, *batch)
-    seed = int(torch.randint(2**31, ()))
-    traces = replayed(pair.guide, pair.joint, batch)
-    sites = {name: pair.proposal(traces).nodes[name] for name in pair.latent}
-    scorer = _Scorer(pair, batch, sites, seed)
-    everyone = torch.arange(len(rows), device=x.device)
-    try:
-        together, values = scorer(everyone)
-    except Exception:  # the guide cannot score a z that it has not drawn, as a flow without inverse
-        scorer = replace(scorer, sites=None)
-        together, values = scorer(everyone)
-    before = _states_elsewhere()
-    (again, _), draws = with_draws(lambda: scorer(everyone), x.is_cuda, seed)  # those of the sites have values
-    repeated = [again]
-    if _states_elsewhere() != before:
-        repeated += [scorer(everyone)[0] for _ in range(MANY_DRAWS)]
-    if not all(_all_alike(together, again) for again in repeated):
-        raise BadInput(
-            f"{pair.model_name} and {pair.guide_name} score the same z twice with the same random numbers of torch, "
-            "but get different densities: keep no state between calls, and draw all noise with torch"
-        )
+    rows = torch.linspace(0, len(batch.x) - 1, max(min(len(batch.x), _BATCH_SIZE), 3), device=batch.x.device)
+    batch = take(rows := rows.round().long(), *batch)
+    everyone = torch.arange(len(rows), device=rows.device)
+    scorer, together, values = _scored(pair, batch, everyone)
+    draws = _check_repeated(scorer, everyone, together)
     seed_of_other = _other_noise(scorer, everyone, together, values) if draws else None
     noisy = scorer.sites is None or seed_of_other is not None
     for image in everyone[:: max(1, len(everyone) // 3)][:3]:
@@ -74,7 +57,50 @@ def check_independence(pair: Pair, batch: Batch) -> Pair:
                 raise _dependent(pair, what, int(rows[image]), one[0, where], how, many[0, image], len(rows))
     if scorer.sites is not None and seed_of_other is not None:
         _check_shared_noise(scorer, everyone.repeat(_COPIES), seed_of_other)
-    return replace(pair, noisy=noisy)
+    observed = dict(zip(pair.observed, values, strict=True))[pair.image]
+    return replace(pair, noisy=noisy, observes_x=_is_x(observed, batch.x))
+
+
+def _is_x(value: Tensor, x: Tensor) -> bool:
+    """False if a value has as many numbers as images x, but others, by more than a hundredth of the range of x."""
+    if value.numel() != x.numel():
+        return True
+    one, other = value.flatten().to(x.dtype), x.flatten()
+    known = ~(one.isnan() | other.isnan())  # a missing pixel has no value
+    one, other = one[known], other[known]
+    return not len(other) or bool((one - other).abs().max() <= 0.01 * (other.max() - other.min()))
+
+
+def _scored(pair: Pair, batch: Batch, everyone: Tensor) -> tuple["_Scorer", Terms, list[Tensor]]:
+    """A scorer of a batch, at values of z that are drawn for it, and what it returns for all images. If the guide
+    cannot score a z that it has not drawn, as a flow without inverse cannot, z is drawn at every call."""
+    seed = int(torch.randint(2**31, ()))
+    traces = replayed(pair.guide, pair.joint, batch)
+    scorer = _Scorer(pair, batch, {name: pair.proposal(traces).nodes[name] for name in pair.latent}, seed)
+    try:
+        return scorer, *scorer(everyone)
+    except Exception:
+        scorer = replace(scorer, sites=None)
+        return scorer, *scorer(everyone)
+
+
+def _check_repeated(scorer: "_Scorer", everyone: Tensor, together: Terms) -> bool:
+    """Refuse a pair whose density of the same z differs between two calls with the same random numbers of torch.
+    Returns True if a call draws random numbers.
+
+    :param together: what the scorer has returned for all images.
+    """
+    before = _states_elsewhere()
+    (again, _), draws = with_draws(lambda: scorer(everyone), everyone.is_cuda, scorer.seed)
+    repeated = [again]
+    if _states_elsewhere() != before:
+        repeated += [scorer(everyone)[0] for _ in range(MANY_DRAWS)]
+    if not all(_all_alike(together, again) for again in repeated):
+        raise BadInput(
+            f"{scorer.pair.model_name} and {scorer.pair.guide_name} score the same z twice with the same random "
+            "numbers of torch, but get different densities: keep no state between calls, and draw all noise with torch"
+        )
+    return draws
 
 
 def _states_elsewhere() -> tuple[Any, ...]:

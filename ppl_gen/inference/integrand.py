@@ -9,8 +9,8 @@ from torch import Tensor
 from ppl_gen.core.contracts import HasDensity
 from ppl_gen.core.errors import BadInput, as_bad_input
 from ppl_gen.core.seeds import with_draws
-from ppl_gen.inference.callables import forked_rng
 from ppl_gen.inference.densities import ABSOLUTE, RELATIVE, alike
+from ppl_gen.inference.modes import forked_rng
 from ppl_gen.inference.reached import modules_of
 from ppl_gen.inference.signatures import name_of
 from ppl_gen.inference.state_memory import numbers_held

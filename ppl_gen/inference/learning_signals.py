@@ -14,8 +14,9 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ppl_gen.inference.callables import Batch, evaluating, forked_rng
+from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.densities import alike, masked_log_prob, sample_sites
+from ppl_gen.inference.modes import evaluating, forked_rng
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.relaxations import Choice, Part, check_choices, choice_of, sampled
 from ppl_gen.inference.tracing import conditioned, replayed

@@ -14,7 +14,8 @@ from torch.distributions import constraints
 
 from ppl_gen.core.memory import is_out_of_memory
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.inference.callables import Batch, evaluating, forked_rng, take
+from ppl_gen.inference.arguments import Batch, take
+from ppl_gen.inference.modes import evaluating, forked_rng
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.tracing import trace_of
 from ppl_gen.networks.supports import support

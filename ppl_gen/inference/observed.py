@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from ppl_gen.core.contracts import Amortized, ClosedForm, TakesMissing, offers
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.inference.callables import forked_rng
 from ppl_gen.inference.densities import alike
+from ppl_gen.inference.modes import forked_rng
 from ppl_gen.networks.observed import any_missing, filled, is_missing, observed_part
 
 _OBSERVES = "observes_pixels"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Discretizes, offers
 from ppl_gen.core.errors import BadInput, describe
-from ppl_gen.inference.callables import Batch, take
+from ppl_gen.inference.arguments import Batch, take
 from ppl_gen.inference.densities import (
     Site,
     add,
@@ -136,6 +136,8 @@ class Pair:
     """Names of the model's observed sites."""
     image: str
     """Name of the observed site of the images."""
+    observes_x: bool
+    """False if the value that this site observes has as many numbers as the images, but other ones, such as 255 x."""
     discrete: bool
     """True if p(x | z) is a probability, False if it is a density."""
     event_shapes: dict[str, tuple[int, ...]]
@@ -333,6 +335,17 @@ class Pair:
         drawn = _drawn_images(self, x, args, kwargs)
         return drawn.nodes[self.image]["value"], self._values(drawn)
 
+    def require_images(self, what: str) -> None:
+        """Raise `BadInput` if the model observes other values than the images: what it draws are then no images.
+
+        :param what: what needs images from the model, in the message.
+        """
+        if not self.observes_x:
+            raise BadInput(
+                f"{what}: {self.model_name} observes other values at '{self.image}' than its images, such as 255 x, so "
+                "that what it draws are no images; let it observe x itself, and let the likelihood be one of x"
+            )
+
     def terms_at(self, values: Values, x: Tensor, *args: Any, **kwargs: Any) -> Terms:
         """Log-densities [1, images] at one z for each image, as `draw_images` returns them. log q(z | x) is -inf
         outside of the guide's support, and log p(z) where the guide leaves z to enumeration."""
@@ -520,6 +533,7 @@ def _drawn_images(pair: Pair, x: Tensor, args: tuple[Any, ...], kwargs: dict[str
 
     :raises BadInput: if it cannot, or if their shape differs, and for a pair that is given row numbers.
     """
+    pair.require_images("images from the model")
     if any(isinstance(each, ByName) for each in args):
         raise BadInput(f"{pair.guide_name} has parameters for each of its images, but none for images from the model")
     try:

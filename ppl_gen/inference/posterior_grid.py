@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.inference.callables import Batch, as_images, evaluating, forked_rng, matmul_precision
+from ppl_gen.inference.arguments import Batch, as_images
 from ppl_gen.inference.integrand import Integrand
+from ppl_gen.inference.modes import evaluating, forked_rng, matmul_precision
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.quadrature import Quadrature, check, quadrature_log_px
 from ppl_gen.inference.refinement import largest_difference

@@ -32,12 +32,13 @@ from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.inference.agreement import above
-from ppl_gen.inference.callables import Batch, as_arguments, as_images, evaluating, forked_rng, take, whole_number
+from ppl_gen.inference.arguments import Batch, as_arguments, as_images, take, whole_number
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.chunks import images_at_a_time, pairs_at_a_time
 from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, share
 from ppl_gen.inference.gathering import gather_blocks
-from ppl_gen.inference.importance import ImportanceEstimate, log_mean_exp, weight_statistics
+from ppl_gen.inference.importance import ImportanceEstimate, log_mean_weight_with_errors, weight_statistics
+from ppl_gen.inference.modes import evaluating, forked_rng
 from ppl_gen.inference.neighbours import missed_values
 from ppl_gen.inference.pair import Pair, Values
 from ppl_gen.inference.signatures import model_function
@@ -214,7 +215,7 @@ def second_opinion(
             mixture = _Mixture([pair], counts, from_prior, 1.0, batch)
             # The likelihood may be undefined at a z from the prior. Such a sample has weight 0.
             log_w = mixture.log_weights(pairs_per_chunk).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-            log_px, variance, bias, _ = log_mean_exp(log_w)
+            log_px, variance, bias, _ = log_mean_weight_with_errors(log_w)
             of_prior = log_w.softmax(0)[-from_prior:].sum(0)
             return {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "from_prior": of_prior}
 

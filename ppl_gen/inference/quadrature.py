@@ -28,11 +28,14 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.inference.callables import as_images, evaluating, forked_rng, matmul_precision
+from ppl_gen.inference.agreement import above, bound
+from ppl_gen.inference.arguments import as_images
 from ppl_gen.inference.estimate import Estimate, Variable
 from ppl_gen.inference.integrand import Alone, Integrand, num_parameters, num_pixels
+from ppl_gen.inference.modes import evaluating, forked_rng, matmul_precision
 from ppl_gen.inference.options import Quadrature
 from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.inference.refinement import NoEnd, Refinement, TooMuchWork
 from ppl_gen.inference.signatures import ByName, asks_for_index, name_of
 from ppl_gen.networks.supports import is_discrete
@@ -40,6 +43,7 @@ from ppl_gen.networks.supports import is_discrete
 __all__ = ["Quadrature", "QuadratureEstimate", "TooMuchWork", "importance_work", "quadrature_log_px"]
 
 MOST_UNITS = 3
+_DOUBTED, _PRIOR_SAMPLES = 20, 100_000  # images on which samples of the prior decide, and their number
 _MASS = 1e-3  # change of log p(x), in nats, below which the rounding of a prior in float32 is not looked into
 
 
@@ -135,6 +139,30 @@ def _check_mass(integrand: Integrand, x: Tensor, tolerance: float) -> None:
         )
 
 
+def check_grid(model: Any, x: Tensor, estimate: QuadratureEstimate, sampled: Estimate) -> None:
+    """Raise `BadInput` if the grid misses a part of p(x, z). Where importance sampling from a guide is above quadrature
+    beyond chance, either this is so, or q(z | x) is not the density of what the guide draws. Samples of the prior,
+    which need no guide, decide it.
+
+    :param x: images [N, ...].
+    :param sampled: log p(x) of the images by importance sampling.
+    """
+    most = estimate.log_px + estimate.change
+    doubted = above(bound(most), sampled)
+    if not doubted.any:
+        return
+    rows = (sampled.log_px - most).nan_to_num(nan=-math.inf).topk(min(_DOUBTED, len(x))).indices
+    by_prior = proposal_log_px(model, [], x[rows.to(x.device)], num_samples=_PRIOR_SAMPLES, prior_share=1.0)
+    higher = by_prior.log_px - most[rows]
+    if (missed := above(bound(most[rows]), by_prior).images).any():
+        at = int(higher.where(missed, -math.inf).argmax())
+        raise BadInput(
+            f"{name_of(model)}: the grid misses a part of p(x, z): log p(x) of image {int(rows[at])} is "
+            f"{float(estimate.log_px[rows[at]]):.6g} by quadrature, and {float(by_prior.log_px[at]):.6g} by "
+            f"{_PRIOR_SAMPLES:,} samples of the prior"
+        )
+
+
 def check(model: Any) -> None:
     """Raise `BadInput` for a model that quadrature does not support."""
     name = name_of(model)
@@ -165,6 +193,7 @@ def why_no_quadrature(pair: Pair, model: Any, *args: Any) -> str | None:
         has = f"{', '.join(pair.latent)} and observes {', '.join(pair.observed)}"
         return f"{name}: quadrature needs one latent and one observed site, in the plate of images alone; it has {has}"
     try:
+        pair.require_images("quadrature")
         with evaluating(model):
             check(model)
     except BadInput as error:

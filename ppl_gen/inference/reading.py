@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ppl_gen.core.contracts import Discretizes, offers
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.inference.callables import Batch, forked_rng, matmul_precision, reading, take
+from ppl_gen.inference.arguments import Batch, take
 from ppl_gen.inference.coverage import compare_supports, sites_that_may_leave_support
 from ppl_gen.inference.densities import (
     Site,
@@ -32,6 +32,7 @@ from ppl_gen.inference.densities import (
 from ppl_gen.inference.direct import with_direct
 from ppl_gen.inference.enumeration import check_enumerated_guide, check_summed, sum_over_states
 from ppl_gen.inference.independence import can_vectorize_samples, check_independence
+from ppl_gen.inference.modes import forked_rng, matmul_precision, reading
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.reached import modules_of, parameters_of
 from ppl_gen.inference.signatures import ByName, accepting, check_positional, guide_function, model_function, name_of
@@ -448,6 +449,7 @@ def _pair_of(functions: _Functions, traces: Traces, plate: CondIndepStackFrame, 
         max_plate_nesting=_max_plate_nesting(traces),
         observed=names,
         image="x" if "x" in names else names[0],
+        observes_x=True,
         discrete=bool(likelihoods) and all(map(is_discrete, likelihoods)),
         event_shapes={name: tuple(fn.event_shape) for name, fn in priors.items()},
         penalties=tuple(site["name"] for site in sample_sites(traces.guide) if site["is_observed"]),

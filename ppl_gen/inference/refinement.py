@@ -17,6 +17,8 @@ _FIRST_CELLS = {1: 64, 2: 24, 3: 16}  # cells along each unit of the first grid,
 _MOST_FIRST_CELLS = 2**18  # cells of the first grid after extension
 _TILE = 64  # cells of a tile, before they are halved
 _POINTS_IMAGES = 2**26  # pairs of grid point and image in memory at a time
+_FEW = 32  # images; with fewer, p(x, z) is looked at anywhere in a cell, too, since no others show what it hides
+_OSCILLATES = 0.6  # ratio of the differences on a grid to those on the one before, which had twice the step
 _ROUGH = 0.5  # share of the differences between halves in p(x), above which a grid does not follow p(x, z)
 _LARGEST_SHARE = 0.7  # share of p(x) in one cell, above which a grid is too coarse to be believed
 
@@ -86,6 +88,7 @@ class Refinement:
         self.integrand, self.x, self.tolerance = integrand, x, tolerance
         self._require_memory()
         self.most_work, self.progress = most_work, progress
+        self.generator = torch.Generator().manual_seed(0)
         self.log_px, self.change = (torch.full((len(x),), math.nan, dtype=torch.float64) for _ in range(2))
         self.pairs = self.done = 0
         self.work = 0.0
@@ -175,10 +178,11 @@ class Refinement:
         cells = self._evaluate(centers, step, self.x[rows])
         largest = cells.max(0)
         slack = largest_difference(cells.reshape(*counts, -1)).reshape(cells.shape)
-        # Midpoints that are in step with an oscillation of p(x, z) hide it. A point anywhere in each cell does not.
-        shift = torch.rand(centers.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5
-        differ = (self._evaluate(centers + shift.to(centers) * step, step, self.x[rows]) - cells).abs()
-        slack = torch.maximum(slack, differ.nan_to_num(nan=0.0, posinf=math.inf))
+        # Midpoints that are in step with an oscillation of p(x, z) hide it. Points anywhere in each cell do not.
+        for _ in range(math.ceil(_FEW / len(rows))):
+            slack = torch.maximum(slack, self._anywhere(centers, step, self.x[rows], cells))
+        if len(rows) < _FEW:
+            slack = torch.maximum(slack, slack.nan_to_num(posinf=0.0).amax(0))
         needed = (
             cells + slack >= largest.values - self.negligible
         ) | slack.isinf()  # infinite at an edge of p(x, z) = 0
@@ -256,7 +260,8 @@ class Refinement:
             chosen = ~settled[tile.images]
             if bool(chosen.any()):
                 images, cells, before = tile.images[chosen], cells[:, chosen], tile.slack[:, chosen]
-                needed, slack = self._needed(cells, largest[images], before)
+                hidden = self._anywhere(centers, step, x[images], cells) if len(images) < _FEW else None
+                needed, slack = self._needed(cells, largest[images], before, hidden)
                 groups = needed.any(1).nonzero().flatten().split(_TILE)
                 tiles += self._tiles(cells, needed, groups, centers, images, slack, block.outside)
         remaining = (~settled).nonzero().flatten()
@@ -277,19 +282,39 @@ class Refinement:
             found.append(apart.flatten(0, -2).logsumexp(0).double())
         return torch.stack(found)
 
-    def _needed(self, cells: Tensor, largest: Tensor, slack_before: Tensor) -> tuple[Tensor, Tensor]:
+    def _anywhere(self, centers: Tensor, step: Tensor, x: Tensor, cells: Tensor) -> Tensor:
+        """Differences of log p(x, z) between the midpoints of cells and one random point in each, [cells, images].
+
+        :param cells: log of the cells' parts of p(x), by their midpoints.
+        """
+        shift = torch.rand(centers.shape, generator=self.generator, dtype=torch.float64) - 0.5
+        differ = (self._evaluate(centers + shift.to(centers) * step, step, x) - cells).abs()
+        return differ.nan_to_num(nan=0.0, posinf=math.inf)
+
+    def _needed(
+        self, cells: Tensor, largest: Tensor, slack_before: Tensor, hidden: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Cells to halve for each image, bool [cells, images]: those whose part of p(x) may not be negligible, given
         how much it differs nearby. Returns them with these differences [cells, images].
 
         The differences are those among the halves of the parent cell. They are zero if the halves lie symmetrically
-        about a ridge that is much narrower than the step. For a quadratic log p(x, z), a quarter of the differences on
-        the previous grid is enough in that case.
+        about a ridge that is much narrower than the step: for a quadratic log p(x, z), a quarter of the differences on
+        the previous grid is then enough. They may be small by chance where p(x, z) oscillates within the cells. The
+        largest in the tile is not: as long as a grid does not follow an oscillation, its ratio to that on the previous
+        grid stays near 1, and it counts for all cells of the tile.
+
+        :param hidden: as `_anywhere` returns it, if there are few images.
         """
         families = cells.reshape(-1, len(self.halves), cells.shape[1])
         empty = families == -math.inf
         at_edge = empty & (slack_before.isinf() | ~empty.all(1)).unsqueeze(1)
         spread = families.amax(1) - families.masked_fill(empty, math.inf).amin(1)
-        slack = torch.maximum(spread, slack_before.nan_to_num(posinf=0.0) / 4).unsqueeze(1)
+        if hidden is not None:
+            spread = torch.maximum(spread, hidden.nan_to_num(posinf=0.0).reshape(families.shape).amax(1))
+        before = slack_before.nan_to_num(posinf=0.0)
+        most = spread.nan_to_num(nan=0.0, neginf=0.0).amax(0)
+        ratio = (most / before.amax(0).clamp(min=torch.finfo(before.dtype).tiny)).clamp(0.25, 1)
+        slack = torch.maximum(spread, before * ratio).maximum(most * (ratio > _OSCILLATES)).unsqueeze(1)
         needed = (families + slack >= largest - self.negligible) | at_edge
         slack = slack.expand_as(families).masked_fill(at_edge, math.inf)
         return needed.reshape(cells.shape), slack.reshape(cells.shape)

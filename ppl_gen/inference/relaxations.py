@@ -28,9 +28,10 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, OneHotCategorical
 
 from ppl_gen.core.errors import BadInput, describe
-from ppl_gen.inference.callables import Batch, evaluating, forked_rng
+from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.densities import add, masked_log_prob
 from ppl_gen.inference.elbos import with_gradient_of
+from ppl_gen.inference.modes import evaluating, forked_rng
 from ppl_gen.inference.objectives.loss import check_sampled, name_of
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.tracing import trace_of

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.inference.callables import Batch, forked_rng, take
+from ppl_gen.inference.arguments import Batch, take
 from ppl_gen.inference.densities import units_of
 from ppl_gen.inference.double import as_double, in_double
 from ppl_gen.inference.enumeration import sum_over_states
+from ppl_gen.inference.modes import forked_rng
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.tracing import trace_of
 from ppl_gen.networks.supports import is_discrete

@@ -36,9 +36,10 @@ from ppl_gen.core.progress import Advance
 from ppl_gen.inference.agreement import above
 from ppl_gen.inference.annealed import annealed_log_px
 from ppl_gen.inference.annealed import check as check_annealing
-from ppl_gen.inference.callables import Batch, as_arguments, as_images, evaluating, forked_rng, take
+from ppl_gen.inference.arguments import Batch, as_arguments, as_images, take
 from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, median, share
 from ppl_gen.inference.gathering import seconds_reused
+from ppl_gen.inference.modes import evaluating, forked_rng
 from ppl_gen.inference.neighbours import missed_values
 from ppl_gen.inference.options import FEWEST, Annealing, Settling
 from ppl_gen.inference.pair import Pair

@@ -20,7 +20,7 @@ from torch import Tensor
 from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.core.errors import BadInput, as_bad_input
 from ppl_gen.core.progress import Advance
-from ppl_gen.inference.callables import Batch
+from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.chunks import images_at_a_time, pairs_at_a_time
 from ppl_gen.inference.densities import RELATIVE
 from ppl_gen.inference.exact import state_posterior

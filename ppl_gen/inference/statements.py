@@ -31,12 +31,15 @@ from ppl_gen.core.contracts import (
     members,
 )
 from ppl_gen.core.errors import BadInput
-from ppl_gen.inference.callables import evaluating, take, untouched
+from ppl_gen.inference.arguments import take
+from ppl_gen.inference.modes import evaluating, untouched
 from ppl_gen.inference.reached import modules_of
 from ppl_gen.inference.signatures import accepting
 
 _METHODS = members(Model, Guide, HasDensity, HasTopPrior, Amortized, ClosedForm, HasPictures)
 """Methods of a module that may make `pyro.param` statements."""
+_OF_NET = "$$$"
+"""What `pyro.module` puts between the name of a network and that of its parameter."""
 SWAPPED = tuple(members(HasPrior, HasTopPrior))
 """Methods of a model that another prior may replace: an attribute of the model hides its class's own."""
 
@@ -110,17 +113,12 @@ def adopt(model: Any, guide: Any, *batch: Any) -> None:
                 few = take(torch.arange(count), batch[0], batch[1:])
                 _run(function, store, few.x, *few.args)
         of_two, of_three = (store["params"] for store in stores.values())
+        known = {name for table in tables for name in of_two if table.find(name) is not None}
+        new = {name: value for name, value in of_two.items() if id(value) not in owned and name not in known}
+        _check_sizes(new, of_three, type(module).__name__)
         values, nets = {}, {}
-        for name, value in of_two.items():
-            if id(value) in owned or any(table.find(name) is not None for table in tables):
-                continue
-            net, of_net, path = name.partition("$$$")  # pyro.module joins the names so
-            if name in of_three and of_three[name].shape != value.shape:
-                raise BadInput(
-                    f"pyro.param('{name}') of {type(module).__name__} has the shape {tuple(value.shape)} for 2 images "
-                    f"and {tuple(of_three[name].shape)} for 3: compute what belongs to an image from x, or make it for "
-                    "all num_images and ask for the images' row numbers, guide(x, index)"
-                )
+        for name, value in new.items():
+            net, of_net, path = name.partition(_OF_NET)
             if not of_net:
                 values[name] = value
             elif isinstance(value, nn.Parameter):  # else a copy, which Pyro makes of a parameter that is not contiguous
@@ -130,12 +128,28 @@ def adopt(model: Any, guide: Any, *batch: Any) -> None:
             module.add_module("param_statements", tables[-1])
             owned |= {id(parameter) for net in nets.values() for parameter in net.parameters()}
     if tables:
-        prior = dict(model.named_children()).get("swapped_prior")
-        for module in (model, guide) if prior is None else (model, guide, prior):
-            _handle_params(module, tables)
-        for name in SWAPPED:
-            if prior is not None and name in vars(model):
-                vars(model)[name] = prior.prior
+        _handle_all(model, guide, tables)
+
+
+def _check_sizes(of_two: dict[str, Tensor], of_three: dict[str, Tensor], owner: str) -> None:
+    """Refuse a parameter that is larger for three images than for two."""
+    for name, value in of_two.items():
+        if name in of_three and of_three[name].shape != value.shape:
+            raise BadInput(
+                f"pyro.param('{name}') of {owner} has the shape {tuple(value.shape)} for 2 images and "
+                f"{tuple(of_three[name].shape)} for 3: compute what belongs to an image from x, or make it for all "
+                "num_images and ask for the images' row numbers, guide(x, index)"
+            )
+
+
+def _handle_all(model: nn.Module, guide: nn.Module, tables: list[ParamStatements]) -> None:
+    """Wrap the methods of a model, of a guide, and of a prior that the model was given."""
+    prior = dict(model.named_children()).get("swapped_prior")
+    for module in (model, guide) if prior is None else (model, guide, prior):
+        _handle_params(module, tables)
+    for name in SWAPPED:
+        if prior is not None and name in vars(model):
+            vars(model)[name] = prior.prior
 
 
 def _run(function: Callable[..., Any], store: Any, *batch: Any) -> None:

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.seeds import MANY_DRAWS, with_draws
-from ppl_gen.inference.callables import Batch, aside, evaluating, forked_rng, into_training
+from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.densities import alike, masked_log_prob
 from ppl_gen.inference.direct import Direct
+from ppl_gen.inference.modes import aside, evaluating, forked_rng, into_training
 from ppl_gen.inference.pair import Pair, Terms, Values
 from ppl_gen.inference.reached import modules_of, outermost
 from ppl_gen.inference.tracing import PyroFunction, Traces, conditioned, frozen_guide_traces_at, trace_of

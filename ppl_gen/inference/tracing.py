@@ -15,8 +15,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor
 
-from ppl_gen.inference.callables import Batch, aside, frozen
+from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.densities import masked_log_prob, unobserved
+from ppl_gen.inference.modes import aside, frozen
 from ppl_gen.inference.reached import Held
 from ppl_gen.inference.signatures import PyroFunction
 

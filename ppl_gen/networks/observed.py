@@ -14,6 +14,7 @@ from torch.distributions import Independent
 
 from ppl_gen.core.contracts import ObservesPixels, offers
 from ppl_gen.core.errors import BadInput
+from ppl_gen.networks.supports import parts
 
 
 def is_missing(x: Tensor) -> Tensor:
@@ -71,3 +72,20 @@ def observed_log_prob(likelihood: Any, x: Tensor) -> Tensor:
     missing = is_missing(x)
     part: Tensor = observed_part(likelihood, ~missing).log_prob(filled(likelihood, x, ~missing))
     return part
+
+
+def mean_of(likelihood: Any, what: str) -> Tensor:
+    """E[x | z] of a likelihood.
+
+    :param what: what needs it, in the message.
+    :raises BadInput: for a distribution whose mean Pyro does not know.
+    """
+    try:
+        mean: Tensor = likelihood.mean
+    except NotImplementedError as error:
+        wrappers = (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
+        kind = next(type(part).__name__ for part in parts(likelihood) if not isinstance(part, wrappers))
+        raise BadInput(
+            f"{what} needs the mean of p(x | z), which {kind} does not know; give it a property mean"
+        ) from error
+    return mean

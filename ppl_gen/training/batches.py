@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.orders import Order
-from ppl_gen.experiment.state import unchanged
-from ppl_gen.inference.callables import first_rows, into_training, rows_at
+from ppl_gen.inference.arguments import first_rows, rows_at
+from ppl_gen.inference.modes import into_training, unchanged
 
 _TOGETHER = 512  # batches whose indices are computed together
 

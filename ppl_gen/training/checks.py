@@ -30,15 +30,15 @@ from ppl_gen.experiment import starting
 from ppl_gen.experiment.assembling import num_classes, read_pair, release
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, check_precision, resolve_device
-from ppl_gen.experiment.state import unchanged
+from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.bidirectional import check_claim
-from ppl_gen.inference.callables import Batch, evaluating, forked_rng, untouched
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.coverage import leaves_support
 from ppl_gen.inference.discretization import discretized, few_nodes
 from ppl_gen.inference.enumeration import TraceEnum
 from ppl_gen.inference.exact import check_against_samples, check_probability, closed_form, exact_blocks
 from ppl_gen.inference.integrand import check_without_noise
+from ppl_gen.inference.modes import evaluating, forked_rng, unchanged, untouched
 from ppl_gen.inference.objectives.loss import name_of
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.reached import modules_of

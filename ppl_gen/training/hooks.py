@@ -10,8 +10,7 @@ import numpy as np
 from ppl_gen.core.errors import BadInput, shown
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import Json
-from ppl_gen.experiment.state import same_modes
-from ppl_gen.inference.callables import forked_rng
+from ppl_gen.inference.modes import forked_rng, same_modes
 
 if TYPE_CHECKING:
     from ppl_gen.run import Run

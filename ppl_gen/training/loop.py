@@ -43,11 +43,12 @@ from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.experiment.state import check, prefixed, restore, snapshot, tensors_of
+from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.blame import blame
-from ppl_gen.inference.callables import Batch, evaluating, forked_rng, into_training, matmul_precision, untouched
 from ppl_gen.inference.direct import minus_elbo
 from ppl_gen.inference.elbos import ScaleLatents
 from ppl_gen.inference.independence import can_vectorize_samples
+from ppl_gen.inference.modes import evaluating, forked_rng, into_training, matmul_precision, untouched
 from ppl_gen.inference.objectives.loss import bind, has_kl_term
 from ppl_gen.inference.pair import Pair
 from ppl_gen.training.averaging import AveragedWeights

@@ -11,9 +11,9 @@ from ppl_gen.core.progress import Progress
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
-from ppl_gen.inference.callables import evaluating, forked_rng
 from ppl_gen.inference.discretization import TOLERANCE
 from ppl_gen.inference.importance import elbo_terms
+from ppl_gen.inference.modes import evaluating, forked_rng
 from ppl_gen.inference.pair import Pair
 
 SAMPLES = "samples.npz"

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ppl_gen.core.contracts import Loss
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.experiment.fitted import Assembled
-from ppl_gen.experiment.state import unchanged
-from ppl_gen.inference.callables import into_training, is_recorded, map_leaves, same_numbers, take
+from ppl_gen.inference.arguments import map_leaves, take
+from ppl_gen.inference.modes import can_restore, into_training, same_numbers, unchanged
 from ppl_gen.inference.objectives.loss import is_ours
 from ppl_gen.training.loop import objective_for
 
@@ -119,7 +119,7 @@ def _transient_of(part: Any) -> dict[str, Tensor]:
     if not isinstance(part, nn.Module):
         return {}
     named = ((name, part._buffers.get(name)) for name in sorted(part._non_persistent_buffers_set))
-    return {name: buffer for name, buffer in named if isinstance(buffer, Tensor) and is_recorded(buffer)}
+    return {name: buffer for name, buffer in named if isinstance(buffer, Tensor) and can_restore(buffer)}
 
 
 def _state(owner: Any, inner: tuple[type, ...]) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _is_plain(value: Any, kinds: tuple[type, ...]) -> bool:
     """True for a value of these kinds, and for lists and dictionaries of them."""
     if type(value) in (dict, list, tuple, deque):
         return all(_is_plain(each, kinds) for each in (value.values() if type(value) is dict else value))
-    return type(value) in kinds and (not isinstance(value, Tensor) or is_recorded(value))
+    return type(value) in kinds and (not isinstance(value, Tensor) or can_restore(value))
 
 
 def _copy(value: Any) -> Any:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput
-from ppl_gen.experiment.state import unchanged
 from ppl_gen.inference.direct import same_gradients
+from ppl_gen.inference.modes import unchanged
 from ppl_gen.networks.pixel_sums import recording
 
 _LIBRARIES = {"ppl_gen", "torch", "zuko"}

@@ -19,8 +19,7 @@ from ppl_gen.core.progress import Progress
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.experiment.assembling import arguments
 from ppl_gen.experiment.fitted import Fitted
-from ppl_gen.experiment.state import same_modes
-from ppl_gen.inference.callables import forked_rng, frozen
+from ppl_gen.inference.modes import forked_rng, frozen, same_modes
 from ppl_gen.inference.pair import Pair
 from ppl_gen.training.batches import batches, num_batches
 from ppl_gen.training.optimizer import OneOptimizer

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.experiment.state import unchanged
-from ppl_gen.inference.callables import recorded
 from ppl_gen.inference.direct import same_gradients
+from ppl_gen.inference.modes import snapshot, unchanged
 
 _TOLERANCE = 1e-4  # relative, of the loss and of the change of a buffer: sums may be in another order
 _ROUNDINGS = 10  # float roundings of a buffer that a step changes a little
@@ -51,7 +50,7 @@ def _same_attributes(modules: nn.Module, effects: list[dict[str, Any]]) -> Itera
     text of an attribute, such as a count of steps; of other objects the type."""
     parts = dict(modules.named_modules())
     known = {path: dict(vars(part)) for path, part in parts.items()}
-    restore = recorded(t for each in known.values() for t in each.values() if type(t) is Tensor and t.is_leaf)
+    restore = snapshot(t for each in known.values() for t in each.values() if type(t) is Tensor and t.is_leaf)
     yield
     changed = {}
     for path, part in parts.items():

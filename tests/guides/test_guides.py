@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.components import construct, find, known, options
 from ppl_gen.core.errors import BadInput
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.pair import Pair
 from ppl_gen.models.hierarchical_vae import HierarchicalVAE
 from ppl_gen.models.vae import VAE

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_gen.inference.agreement import FALSE_ALARMS, above, bound
 from ppl_gen.inference.estimate import Estimate
-from ppl_gen.inference.importance import log_mean_exp, weight_statistics
+from ppl_gen.inference.importance import log_mean_weight_with_errors, weight_statistics
 
 F64 = torch.float64
 
@@ -26,7 +26,7 @@ def _by_importance(sd: float, num_samples: int, images: int) -> Estimate:
 
 
 def _of_weights(log_w: Tensor) -> Estimate:
-    log_px, mc_var, bias, _ = log_mean_exp(log_w)
+    log_px, mc_var, bias, _ = log_mean_weight_with_errors(log_w)
     values = {"log_px": log_px, "log_px_mc_var": mc_var, "log_px_bias": bias}
     return Estimate(estimator="test", num_samples=len(log_w), **values)
 
@@ -107,7 +107,7 @@ def test_alarms_of_samples_that_are_all_the_same() -> None:
     chances = torch.full((1000, 2000), 0.993, dtype=F64)
     for _ in range(40):
         log_w = torch.where(torch.bernoulli(chances) == 1, -math.log(0.993), -60.0).double()
-        log_px, mc_var, bias, ess = log_mean_exp(log_w)
+        log_px, mc_var, bias, ess = log_mean_weight_with_errors(log_w)
         values = {"log_px": log_px, "log_px_mc_var": mc_var, "log_px_bias": bias, "ess": ess}
         found = Estimate(estimator="test", num_samples=1000, khat=torch.full_like(ess, math.nan), **values)
         found = replace(found, largest=1 / ess)

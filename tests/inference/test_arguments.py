@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import ppl_gen
 from ppl_gen.core.errors import BadInput
-from ppl_gen.inference.callables import Batch, as_arguments, take
+from ppl_gen.inference.arguments import Batch, as_arguments, take
 from ppl_gen.inference.pair import Pair
 
 F64 = torch.float64

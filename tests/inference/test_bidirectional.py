@@ -17,8 +17,8 @@ from ppl_gen.evaluation.table import rows
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.guides.prior import Prior
 from ppl_gen.inference.bidirectional import BidirectionalBounds, importance_bounds, why_no_bounds
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.exact import exact_log_px
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.quadrature import quadrature_log_px
 from ppl_gen.models.vae import VAE

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 import ppl_gen
 from ppl_gen.core.errors import BadInput
-from ppl_gen.inference.callables import evaluating, reading
 from ppl_gen.inference.exact import exact_log_px
+from ppl_gen.inference.modes import evaluating, reading
 from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.inference.reached import modules_of
 from ppl_gen.inference.signatures import name_of, parameters_of

@@ -9,8 +9,8 @@ from pairs import integral, log_px_within, near_guide, number, one_site, standar
 from torch import Tensor
 
 import ppl_gen
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.coverage import leaves_support
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.pair import Pair
 
 DOUBLE = torch.float64

@@ -19,8 +19,9 @@ from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.guides.enumerated import Enumerated
-from ppl_gen.inference.callables import Batch, evaluating
+from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.importance import log_marginal_likelihood, log_weights, weighted_blocks
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.observed import observe

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.grid import Grid
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.discretization import PointMasses, TraceNodes, at_nodes, discretized, few_nodes, grid_terms
 from ppl_gen.inference.importance import elbo_terms, log_marginal_likelihood
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair

@@ -6,8 +6,8 @@ from fits import small_config
 
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import assemble
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.elbos import ScaleLatents, with_gradient_of
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 import ppl_gen
 from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.normal import Normal
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import (
     ImportanceEstimate,
     _summarize,
@@ -24,6 +23,7 @@ from ppl_gen.inference.importance import (
     jackknife_bounds,
     weight_statistics,
 )
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.pareto import khat
 from ppl_gen.models.vae import VAE

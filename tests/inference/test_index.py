@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import ppl_gen
 from ppl_gen.core.errors import BadInput
+from ppl_gen.inference.arguments import as_arguments
 from ppl_gen.inference.bidirectional import importance_bounds
-from ppl_gen.inference.callables import as_arguments
 from ppl_gen.inference.exact import exact_log_px
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import proposal_log_px

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.enumerated import Enumerated
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.objectives.loss import broadcast_weights
 from ppl_gen.inference.pair import Pair
 

@@ -16,7 +16,7 @@ import ppl_gen
 from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.elbos import TraceEnumSampled, WeightedKL
 from ppl_gen.inference.exact import exact_log_px
-from ppl_gen.inference.importance import log_mean_exp
+from ppl_gen.inference.importance import log_mean_weight_with_errors
 from ppl_gen.inference.objectives import bind, construct
 from ppl_gen.inference.pair import Pair
 
@@ -133,7 +133,7 @@ def test_a_guide_that_enumerates_draws_z_for_each_value(x: Tensor) -> None:
         torch.manual_seed(0)
         terms = pair.terms(x, num_samples=7)
         torch.manual_seed(0)
-        drawn = pair.by_value(7, ppl_gen.inference.callables.Batch(x, (), {}))
+        drawn = pair.by_value(7, ppl_gen.inference.arguments.Batch(x, (), {}))
         z, states = drawn.values["z"], torch.arange(4)[:, None, None]
         assert z.shape == (4, 7, 6) and len(z.unique()) == z.numel()
         joint, log_y = model.log_joint(x, states, z), guide.value(x).log_prob(states)
@@ -164,7 +164,7 @@ def test_the_posterior_of_the_enumerated_site(x: Tensor, guide: Any) -> None:
         covariance = torch.eye(3, dtype=F64) + 0.49 * torch.outer(model.slope, model.slope)
         means = model.means[:, None] * model.slope + 0.3 * torch.arange(4)[:, None]
         exact = model.logits[:, None] + dist.MultivariateNormal(means[:, None], covariance).log_prob(x)
-    estimate, variance, *_ = log_mean_exp(log_w.movedim(1, 0).flatten(1))
+    estimate, variance, *_ = log_mean_weight_with_errors(log_w.movedim(1, 0).flatten(1))
     error = (estimate - exact.flatten()) / variance.sqrt()
     assert log_w.shape == (4, count, 6) and float(error.abs().max()) < SIGMAS
 

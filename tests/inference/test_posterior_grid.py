@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.exact_gaussian import ExactGaussian
 from ppl_gen.guides.grid import Grid
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.posterior_grid import GridPosterior, posterior_grids
 from ppl_gen.models.factor_analysis import FactorAnalysis

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 import ppl_gen
 from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.agreement import above
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.exact import exact_log_px
 from ppl_gen.inference.importance import jackknife_bounds
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import _Mixture, proposal_log_px, second_opinion, second_opinion_samples
 from ppl_gen.models.belief_net import BeliefNet

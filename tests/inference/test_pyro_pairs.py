@@ -10,8 +10,9 @@ from pyro_pairs import PAIRS, Draws, M2Enumerated, Pair, double_precision
 from torch import Tensor
 
 import ppl_gen
-from ppl_gen.inference.callables import Batch, evaluating
-from ppl_gen.inference.importance import log_mean_exp
+from ppl_gen.inference.arguments import Batch
+from ppl_gen.inference.importance import log_mean_weight_with_errors
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.pair import Pair as Read
 
 SIGMAS = 5
@@ -59,7 +60,7 @@ def test_log_px_is_that_of_draws_by_hand(pair: Pair) -> None:
     args, count = (pair.model, pair.guide, pair.x, *pair.arguments), 1500
     found = ppl_gen.log_marginal_likelihood(*args, num_samples=count, ask_again=False, **pair.named)
     with evaluating(pair):
-        value, variance, *_ = log_mean_exp(pair.weigh(Draws(count)))
+        value, variance, *_ = log_mean_weight_with_errors(pair.weigh(Draws(count)))
     error = (found.log_px_mc_var + variance).clamp(min=1e-20).sqrt()
     assert float(((found.log_px - value) / error).abs().max()) < SIGMAS
     assert float(error.max()) < 0.5  # else any number would be within it

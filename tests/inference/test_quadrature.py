@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -20,9 +21,11 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.annealed import annealed_log_px
 from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.inference.quadrature import (
     Quadrature,
     TooMuchWork,
+    check_grid,
     importance_work,
     quadrature_log_px,
     why_no_quadrature,
@@ -280,10 +283,15 @@ def test_modes_of_a_likelihood_of_squares() -> None:
     close(both, x.expand(-1, 2), 2 * exact, 1e-6)
 
 
-def waves(frequency: float, scale: float, prior: Any = None) -> Own:
-    """A pixel whose mean oscillates with z: its posterior has a narrow peak in every half period."""
+def waves(frequency: float, scale: float, prior: Any = None, pixels: int = 1) -> Own:
+    """Pixels whose mean oscillates with z: its posterior has a narrow peak in every half period."""
     prior = dist.Normal(torch.zeros(1), 1.0) if prior is None else prior
-    return Own(prior.to_event(1), lambda z: dist.Normal(0.5 + 0.4 * (frequency * z).sin(), scale).to_event(1))
+
+    def likelihood(z: Tensor) -> dist.Distribution:
+        mean = 0.5 + 0.4 * (frequency * z).sin()
+        return dist.Normal(mean.expand(*z.shape[:-1], pixels), scale).to_event(1)
+
+    return Own(prior.to_event(1), likelihood)
 
 
 @pytest.mark.parametrize(
@@ -300,6 +308,37 @@ def test_a_grid_in_step_with_an_oscillation_does_not_settle(frequency: float, sc
     ).log_prob(z[:, 0])
     truth = log_joint.logsumexp(1) + math.log(16 / 500_000)
     assert (quadrature_log_px(model, x).log_px - truth).abs().max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("frequency", "scale", "pixels"), [(50, 0.05, 4), (100, 0.05, 4), (200, 0.05, 4), (20, 0.02, 1)]
+)
+def test_an_image_alone_has_the_log_px_that_it_has_among_others(frequency: float, scale: float, pixels: int) -> None:
+    """Other images refine the grid, too, where one alone shows no peak at the points of a coarse grid."""
+    model = waves(frequency, scale, pixels=pixels)
+    mean = 0.5 + 0.4 * (frequency * torch.randn(30, 1, dtype=torch.float64)).sin()
+    x = mean + scale * torch.randn(30, pixels, dtype=torch.float64)
+    points = torch.linspace(-9, 9, 400_001, dtype=torch.float64)[:, None]
+    log_joint = model.likelihood(points[:, None]).log_prob(x) + model.prior().log_prob(points)[:, None]
+    exact = log_joint.logsumexp(0) + float((points[1] - points[0]).log())
+    close(model, x, exact, within=1e-3, quadrature=Quadrature(tolerance=1e-3))
+    for image in range(5):
+        alone = slice(image, image + 1)
+        close(model, x[alone], exact[alone], within=5e-3, quadrature=Quadrature(tolerance=1e-3))
+
+
+def test_a_grid_that_misses_a_peak_is_found_out() -> None:
+    """By importance sampling, and by samples of the prior, which tell it from a guide of another density."""
+    model = waves(50, 0.05, pixels=4)
+    x = model.likelihood(torch.tensor([[0.3], [0.7]], dtype=torch.float64)).sample()
+    found = quadrature_log_px(model, x)
+    low = replace(found, log_px=found.log_px - torch.tensor([0.0, 0.2]))
+    sampled = proposal_log_px(model, [], x, num_samples=100_000, prior_share=1.0)
+    check_grid(model, x, found, sampled)
+    with pytest.raises(BadInput, match=r"the grid misses a part of p.x, z.: log p.x. of image 1 is"):
+        check_grid(model, x, low, sampled)
+    too_high = replace(sampled, log_px=sampled.log_px + 0.2)  # as of a guide with a wrong density
+    check_grid(model, x, found, too_high)
 
 
 def test_tails_that_no_grid_covers_are_refused() -> None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import ppl_gen
 from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.enumerated import Enumerated
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.checks import check_images
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.pair import Pair
 
 

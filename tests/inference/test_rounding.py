@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ppl_gen
 from ppl_gen.core.errors import BadInput
-from ppl_gen.inference.callables import as_images
+from ppl_gen.inference.arguments import as_images
 from ppl_gen.inference.double import in_double
 from ppl_gen.inference.estimate import mean_mc_se
 from ppl_gen.inference.exact import exact_log_px

@@ -15,7 +15,7 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.bernoulli import Bernoulli
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.annealed import annealed_log_px
-from ppl_gen.inference.callables import Batch
+from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.exact import exact_log_px
 from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.inference.settling import (

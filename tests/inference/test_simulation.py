@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.guides.exact_gaussian import ExactGaussian
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.exact import state_posterior
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.ranks import p_value
 from ppl_gen.inference.simulation import SimulatedRanks, enumerated_ranks, simulated_ranks

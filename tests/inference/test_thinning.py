@@ -17,7 +17,7 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.hierarchical_bernoulli import HierarchicalBernoulli
 from ppl_gen.guides.mixture import Mixture
 from ppl_gen.inference import thinning
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from ppl_gen import evaluate, fit
 from ppl_gen.guides.bernoulli import Bernoulli
 from ppl_gen.guides.enumerated import Enumerated
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.exact import exact_log_px, state_posterior
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.pair import Pair
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture

@@ -19,8 +19,8 @@ from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.prior import Prior
 from ppl_gen.inference.annealed import Annealing, fit_scale
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import log_marginal_likelihood
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.objectives import adversarial, construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair

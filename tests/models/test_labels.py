@@ -27,7 +27,7 @@ from ppl_gen.figures.responsibilities import components_by_label
 from ppl_gen.guides.conditional import Conditional
 from ppl_gen.guides.normal import Normal
 from ppl_gen.guides.semi_supervised import SemiSupervised
-from ppl_gen.inference.callables import Batch
+from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.elbos import TraceEnumSampled
 from ppl_gen.inference.pair import Pair
 from ppl_gen.models.conditional_vae import ConditionalVAE

@@ -6,8 +6,8 @@ import torch
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.normal import Normal
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import elbo_terms, log_marginal_likelihood, pairs_at_a_time
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.quadrature import quadrature_log_px
 from ppl_gen.models.vae import VAE

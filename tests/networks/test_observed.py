@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.networks.distributions import BernoulliVector, ContinuousBernoulli, LinearBernoulliVector
-from ppl_gen.networks.observed import filled, observed_log_prob, observed_part
+from ppl_gen.networks.observed import filled, mean_of, observed_log_prob, observed_part
 
 PIXELS = 5
 NAN = torch.nan
@@ -129,3 +129,14 @@ def test_fillers_are_values_of_the_distribution() -> None:
     x, observed = torch.tensor([1.0, NAN]), torch.tensor([True, False])
     assert filled(dist.Bernoulli(torch.full((2,), 0.5)), x, observed).tolist() == [1.0, 0.0]
     assert filled(dist.Beta(torch.ones(2), 1.0), x, observed).tolist() == [1.0, 0.5]
+
+
+def test_a_likelihood_without_a_mean() -> None:
+    """Pyro knows no mean of a transformed distribution."""
+    base = dist.Normal(torch.zeros(3), 1.0)
+    assert mean_of(base.to_event(1), "fill").equal(torch.zeros(3))
+    transformed = dist.TransformedDistribution(base, [dist.transforms.SigmoidTransform()])
+    with pytest.raises(
+        BadInput, match=r"fill needs the mean of p\(x \| z\), which TransformedDistribution does not know"
+    ):
+        mean_of(transformed.to_event(1), "fill")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import ppl_gen
 from ppl_gen.core.errors import UNOPPOSED, BadInput
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.networks.supports import certainly_narrower, own_log_prob, unbounded

@@ -16,8 +16,8 @@ from ppl_gen.evaluation.estimating import estimators
 from ppl_gen.experiment.assembling import assemble, batch, read_pair
 from ppl_gen.experiment.config import Config
 from ppl_gen.guides.normal import Normal
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.exact import closed_form
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.models.vae import VAE
 from ppl_gen.priors.vamp import MixtureOfNormals, Vamp
 from ppl_gen.run import Run

@@ -16,7 +16,7 @@ import ppl_gen
 from ppl_gen import fit
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.report.captions import captions
 from ppl_gen.report.pictures import latent_space, of_evaluation, through_training
 from ppl_gen.run import Run

@@ -29,8 +29,8 @@ from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.experiment.state import tensors_of
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import elbo_terms
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_gen.core.errors import require
-from ppl_gen.inference.callables import Batch
+from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.direct import encoded
 from ppl_gen.inference.elbos import min_samples, with_gradient_of
 from ppl_gen.inference.objectives.loss import broadcast_weights, check_draws, log_mean_weight, vimco_signal

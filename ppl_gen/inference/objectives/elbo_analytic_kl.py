@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import Loss
 from ppl_gen.core.errors import BadInput, require
-from ppl_gen.inference.callables import evaluating, forked_rng
 from ppl_gen.inference.densities import contradicted
 from ppl_gen.inference.elbos import PartialScoreELBO, SampledELBO, particle_options
+from ppl_gen.inference.modes import evaluating, forked_rng
 from ppl_gen.inference.objectives.loss import check_reparametrized, check_sampled
 from ppl_gen.inference.pair import Pair
 

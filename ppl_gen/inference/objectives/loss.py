@@ -27,11 +27,12 @@ from ppl_gen.core.contracts import (
     WrapsELBO,
 )
 from ppl_gen.core.errors import BadInput, as_bad_input, require
-from ppl_gen.inference.callables import Batch, evaluating, forked_rng
+from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.densities import add, leave_one_out_mean
 from ppl_gen.inference.direct import encoded
 from ppl_gen.inference.elbos import min_samples, with_gradient_of
 from ppl_gen.inference.enumeration import DifferentiableLoss
+from ppl_gen.inference.modes import evaluating, forked_rng
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.thinning import check_backward, check_noise, check_thinned, drawn_by, terms_at, weighed
 from ppl_gen.inference.tracing import PyroFunction, trace_of

@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from ppl_gen.core.errors import require
-from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.elbos import min_samples, with_gradient_of
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.objectives.loss import check_draws, log_mean_weight
 from ppl_gen.inference.pair import Pair
 

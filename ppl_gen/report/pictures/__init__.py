@@ -28,7 +28,7 @@ from ppl_gen.figures.bounds import gap_histogram
 from ppl_gen.figures.canvas import Figure, pictures
 from ppl_gen.figures.distances import how_far
 from ppl_gen.figures.learning_curves import adversarial_curves, learning_curves, monitored_curves
-from ppl_gen.inference.callables import evaluating, forked_rng
+from ppl_gen.inference.modes import evaluating, forked_rng
 
 _FIRST = ("samples", "through_training", "reconstructions", "own", "latent_space", "units")
 """Pictures that share one stream of random numbers. Others draw after them, so that they change none of them."""
@@ -60,6 +60,9 @@ def draw_training(fitted: Fitted) -> None:
         curves = next((each for name, each in kinds_of_curves.items() if name in measured), monitored_curves)
         with _drawing("the learning curves"):
             save(run, "learning_curves", curves(metrics))
+    if not fitted.pair.observes_x:
+        print(f"warning: no pictures of images: {fitted.pair.model_name} observes other values", file=sys.stderr)
+        return
     with evaluating(fitted.model, fitted.guide), forked_rng(fitted.batch[0]):
         seed_torch(0)
         for module in kinds().values():

@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import assemble
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.modes import evaluating
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair
