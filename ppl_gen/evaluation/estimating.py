@@ -38,7 +38,7 @@ from ppl_gen.inference.exact import check_against_samples, check_probability, cl
 from ppl_gen.inference.gathering import keeping
 from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
 from ppl_gen.inference.modes import evaluating, forked_rng
-from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.pair import Pair, require_images
 from ppl_gen.inference.proposals import asked_again, proposal_log_px
 from ppl_gen.inference.proposals import check as check_proposals
 from ppl_gen.inference.quadrature import (
@@ -291,7 +291,7 @@ def check_chains(fitted: Assembled, x: Tensor, options: EvaluationOptions) -> No
         raise BadInput(
             f"--estimator annealed: needs one latent site and one observed site; {pair.model_name} has {has}"
         )
-    pair.require_images("--estimator annealed")
+    require_images(pair, "--estimator annealed")
     with evaluating(model, fitted.guide), forked_rng(x):
         check_annealing(model, fitted.guide, options.annealed)
         z = model.prior().sample((2, min(3, len(x))))

@@ -20,6 +20,7 @@ from ppl_gen.inference.checks import num_levels
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se, mean_se, median_and_least, share
 from ppl_gen.inference.imputation import PASSES, Imputation, exact_imputation, importance_imputation
 from ppl_gen.inference.observed import takes_missing
+from ppl_gen.inference.pair import require_images
 from ppl_gen.inference.state_memory import cheap_to_enumerate, require_memory
 
 SIDES = ("left", "right", "top", "bottom")
@@ -105,7 +106,7 @@ def impute(
     model, guide, pair = fitted.model, fitted.guide, fitted.pair
     if len(pair.latent) != 1 or not offers(model, HasDensity):
         raise BadInput(f"{pair.model_name}: fill needs one latent site and the methods prior() and likelihood(z)")
-    pair.require_images("fill")
+    require_images(pair, "fill")
     if cheap_to_enumerate(pair) or (pair.num_states is not None and pair.enumerated):
         require_memory(pair, 1, device=x.device)
         return exact_imputation(model, x, visible, _DRAWS, known)

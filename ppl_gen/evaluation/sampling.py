@@ -12,7 +12,7 @@ from ppl_gen.core.errors import BadInput, describe, require
 from ppl_gen.evaluation.use_options import SampleOptions
 from ppl_gen.experiment.fitted import Assembled
 from ppl_gen.inference.arguments import rows_at
-from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.pair import Pair, require_images
 from ppl_gen.networks.observed import mean_of
 
 
@@ -22,7 +22,7 @@ def sample(fitted: Assembled, options: SampleOptions) -> Tensor:
     :raises BadInput: for a source that the pair does not support.
     """
     pair, data = fitted.pair, fitted.data
-    pair.require_images("sample")
+    require_images(pair, "sample")
     with fitted.estimating(options.seed):
         likelihood = {"prior": _from_prior, "image": _from_image, "grid": _on_grid}[options.source](fitted, options)
         images: Tensor = likelihood.sample() if options.draws else mean_of(likelihood, f"{pair.model_name}: sample")

@@ -114,9 +114,8 @@ class Terms:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Pair:
-    """A model and a guide with their properties, as `Pair.read` finds them on a few images. Masks are applied to
-    log-densities, scales are not: a plate that scales its batch to the data set, or KL warm-up, changes the objective
-    but not p(x, z)."""
+    """A model and a guide with their properties, as `Pair.read` finds them on a few images. Log-densities are masked,
+    but not scaled: a scale, as of KL warm-up, changes the objective but not p(x, z)."""
 
     model: PyroFunction
     """Pyro function of x and of further arguments. Arguments that it does not take are dropped."""
@@ -322,8 +321,7 @@ class Pair:
         :raises BadInput: for a model that cannot draw images.
         """
         drawn = _drawn_images(self, x, args, kwargs)
-        batch = Batch(drawn.nodes[self.image]["value"], args, kwargs)
-        trace = trace_of(poutine.replay(self.guide, trace=drawn), batch)
+        trace = trace_of(poutine.replay(self.guide, trace=drawn), Batch(drawn.nodes[self.image]["value"], args, kwargs))
         return self._total(trace, self.latent, (1, len(x)), self.guide_may_miss).flatten()
 
     def draw_images(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Values]:
@@ -334,17 +332,6 @@ class Pair:
         """
         drawn = _drawn_images(self, x, args, kwargs)
         return drawn.nodes[self.image]["value"], self._values(drawn)
-
-    def require_images(self, what: str) -> None:
-        """Raise `BadInput` if the model observes other values than the images: what it draws are then no images.
-
-        :param what: what needs images from the model, in the message.
-        """
-        if not self.observes_x:
-            raise BadInput(
-                f"{what}: {self.model_name} observes other values at '{self.image}' than its images, such as 255 x, so "
-                "that what it draws are no images; let it observe x itself, and let the likelihood be one of x"
-            )
 
     def terms_at(self, values: Values, x: Tensor, *args: Any, **kwargs: Any) -> Terms:
         """Log-densities [1, images] at one z for each image, as `draw_images` returns them. log q(z | x) is -inf
@@ -528,12 +515,24 @@ class Pair:
         return add(parts).reshape(shape) if parts else None
 
 
+def require_images(pair: Pair, what: str) -> None:
+    """Raise `BadInput` if a model observes other values than the images: what it draws are then no images.
+
+    :param what: what needs images from the model, in the message.
+    """
+    if not pair.observes_x:
+        raise BadInput(
+            f"{what}: {pair.model_name} observes other values at '{pair.image}' than its images, such as 255 x, so "
+            "that what it draws are no images; let it observe x itself, and let the likelihood be one of x"
+        )
+
+
 def _drawn_images(pair: Pair, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
     """Trace of the model when it draws as many images as there are in x.
 
     :raises BadInput: if it cannot, or if their shape differs, and for a pair that is given row numbers.
     """
-    pair.require_images("images from the model")
+    require_images(pair, "images from the model")
     if any(isinstance(each, ByName) for each in args):
         raise BadInput(f"{pair.guide_name} has parameters for each of its images, but none for images from the model")
     try:

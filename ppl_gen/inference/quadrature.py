@@ -34,7 +34,7 @@ from ppl_gen.inference.estimate import Estimate, Variable
 from ppl_gen.inference.integrand import Alone, Integrand, num_parameters, num_pixels
 from ppl_gen.inference.modes import evaluating, forked_rng, matmul_precision
 from ppl_gen.inference.options import Quadrature
-from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.pair import Pair, require_images
 from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.inference.refinement import NoEnd, Refinement, TooMuchWork
 from ppl_gen.inference.signatures import ByName, asks_for_index, name_of
@@ -193,7 +193,7 @@ def why_no_quadrature(pair: Pair, model: Any, *args: Any) -> str | None:
         has = f"{', '.join(pair.latent)} and observes {', '.join(pair.observed)}"
         return f"{name}: quadrature needs one latent and one observed site, in the plate of images alone; it has {has}"
     try:
-        pair.require_images("quadrature")
+        require_images(pair, "quadrature")
         with evaluating(model):
             check(model)
     except BadInput as error:
