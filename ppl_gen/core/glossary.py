@@ -44,8 +44,8 @@ _BOUND = (
         "log p(x)",
         "log-px",
         "Log-probability of an image under the model: log ∫ p(z) p(x | z) dz, a sum if z is finite. It is the model's "
-        "alone, whatever the guide. The table has its mean. With labels y: log p(x | y) or log p(x, y). x_obs: "
-        "pixels not missing. f(x): other values that the model observes, such as 255 x.",
+        "alone, whatever the guide. With labels y: log p(x | y) or log p(x, y). x_obs: pixels not missing. f(x): "
+        "observed in x's place.",
         "estimates.md",
         (*_NAMES, "log density of x", "log marginal likelihood"),
     ),

@@ -6,6 +6,7 @@ each y. The model has not seen the labels. Purity and normalized mutual informat
 match them (Manning, Raghavan and Schütze 2008, section 16.3).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -26,13 +27,13 @@ from ppl_gen.inference.arguments import Batch
 from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.estimate import mean_se, median_and_least, share
 from ppl_gen.inference.exact import state_posterior
-from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.pair import Pair, require_images
 from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory
 from ppl_gen.networks.observed import mean_of
 
 _SHUFFLES = 100
 _ROWS = 20  # rows to print
-_DRAWS, _TIMES = 500, 20  # of the model, for the weight and the mean image of a component
+_DRAWS, _TIMES = 500, 200  # of the model, and times of so many for all components together: weights and mean images
 
 
 @dataclass(frozen=True)
@@ -248,15 +249,19 @@ def _from_model(pair: Pair) -> tuple[np.ndarray, Tensor]:
     another latent z, p(y) is the mean of p(y | z), and these are the weights of x. z is from the prior."""
     name = _site_of_components(pair)
     assert name is not None
+    require_images(pair, "responsibilities")
     site = poutine.trace(pair.model).get_trace(n=_DRAWS).nodes[name]
+    values = site["fn"].enumerate_support(expand=False)
     weights, means = [], []
-    for value in site["fn"].enumerate_support(expand=False):
+    for value in values:
         given = poutine.condition(pair.model, {name: value.expand(_DRAWS, *site["fn"].event_shape)})
         shares, sums = [], []
-        for _ in range(_TIMES):
+        for _ in range(math.ceil(_TIMES / len(values))):
             nodes = poutine.trace(given).get_trace(n=_DRAWS).nodes
             shares.append(nodes[name]["fn"].log_prob(nodes[name]["value"]).exp().double().expand(_DRAWS))
             images = mean_of(nodes[pair.image]["fn"], "responsibilities")
+            if len(images) != _DRAWS:
+                raise BadInput(f"{pair.model_name}: responsibilities need images [n, ...], not {list(images.shape)}")
             sums.append(torch.einsum("i,i...->...", shares[-1].to(images), images))
         share = torch.cat(shares)
         weights.append(float(share.mean()))

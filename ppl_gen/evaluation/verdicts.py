@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ppl_gen.evaluation.table import ESTIMATES
-from ppl_gen.inference.agreement import above, above_in_mean, bound
+from ppl_gen.inference import agreement
+from ppl_gen.inference.agreement import above, above_in_mean
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.importance import ImportanceEstimate
 
@@ -41,15 +42,7 @@ def too_high(estimates: Estimates) -> list[str]:
         most = torch.zeros_like(guided.log_px)
     else:
         return []
-    return [name for name, each in estimates.items() if each.sampled and _too_high(each, most)]
-
-
-def _too_high(estimate: Estimate, most: Tensor) -> bool:
-    """True if an estimate is above the largest values that are possible, beyond chance, on an image or on all together.
-    With few samples, those images whose k-hat is fine are high by selection, and others low: the mean over all images
-    must be above, too."""
-    found = above(bound(most), estimate)
-    return bool(found.images.any()) or (found.together and bool((estimate.log_px - most).mean() > 0))
+    return [name for name, each in estimates.items() if each.sampled and agreement.too_high(each, most).any]
 
 
 def lower_bounds(estimates: Estimates) -> dict[str, Estimate]:

@@ -47,6 +47,8 @@ class Above(NamedTuple):
     """Flagged images; bool [images]. By chance, any of them is flagged at most once in 1 / FALSE_ALARMS comparisons."""
     together: bool
     """True if the images as a whole are flagged. That detects a small difference that many images share."""
+    by_bets: bool
+    """True if they are flagged by the bets, which are on all images. The t-test is of those whose k-hat is fine."""
 
     @property
     def any(self) -> bool:
@@ -75,7 +77,20 @@ def above(low: Estimate, high: Estimate) -> Above:
     mean = mean and (high.error_is_reliable or int(reliable.sum()) >= _MANY)
     excess = excess.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     won = torch.stack([torch.logaddexp(excess + math.log(b), excess.new_tensor(math.log1p(-b))).sum() for b in _BETS])
-    return Above(images, mean or bool(won.logsumexp(0) - math.log(len(_BETS)) > -math.log(FALSE_ALARMS)))
+    by_bets = bool(won.logsumexp(0) - math.log(len(_BETS)) > -math.log(FALSE_ALARMS))
+    return Above(images, mean or by_bets, by_bets)
+
+
+def too_high(estimate: Estimate, most: Tensor) -> Above:
+    """Test if an estimate is above the largest values that are possible. With few samples, images whose k-hat is fine
+    are high by selection, and others low: if the t-test flags them together, the mean of all must be above, too.
+
+    :param most: the largest possible log p(x) [images].
+    """
+    found = above(bound(most), estimate)
+    difference = estimate.log_px - most
+    whole = bool(difference[difference.isfinite()].mean() > 0)
+    return found._replace(together=found.by_bets or (found.together and whole))
 
 
 def above_in_mean(low: Estimate, high: Estimate) -> bool:

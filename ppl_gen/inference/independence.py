@@ -62,13 +62,20 @@ def check_independence(pair: Pair, batch: Batch) -> Pair:
 
 
 def _is_x(value: Tensor, x: Tensor) -> bool:
-    """False if a value has as many numbers as images x, but others, by more than a hundredth of the range of x."""
+    """False if a value has as many numbers as images x, but others, by more than a hundredth of the range of x. The
+    plate of images may be in any dimension."""
     if value.numel() != x.numel():
         return True
-    one, other = value.flatten().to(x.dtype), x.flatten()
-    known = ~(one.isnan() | other.isnan())  # a missing pixel has no value
-    one, other = one[known], other[known]
-    return not len(other) or bool((one - other).abs().max() <= 0.01 * (other.max() - other.min()))
+    value, x = value.double(), x.double().flatten()
+    for dim in range(value.dim()):
+        one = value.movedim(dim, 0).flatten()
+        known = ~(one.isnan() | x.isnan())  # a missing pixel has no value
+        if not bool(known.any()):
+            return True
+        span = float(x[known].max() - x[known].min()) or 1.0
+        if bool((one - x)[known].abs().max() <= 0.01 * span):
+            return True
+    return False
 
 
 def _scored(pair: Pair, batch: Batch, everyone: Tensor) -> tuple["_Scorer", Terms, list[Tensor]]:

@@ -28,7 +28,7 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.inference.agreement import above, bound
+from ppl_gen.inference.agreement import too_high
 from ppl_gen.inference.arguments import as_images
 from ppl_gen.inference.estimate import Estimate, Variable
 from ppl_gen.inference.integrand import Alone, Integrand, num_parameters, num_pixels
@@ -148,14 +148,16 @@ def check_grid(model: Any, x: Tensor, estimate: QuadratureEstimate, sampled: Est
     :param sampled: log p(x) of the images by importance sampling.
     """
     most = estimate.log_px + estimate.change
-    doubted = above(bound(most), sampled)
+    doubted = too_high(sampled, most)
     if not doubted.any:
         return
-    rows = (sampled.log_px - most).nan_to_num(nan=-math.inf).topk(min(_DOUBTED, len(x))).indices
+    difference = (sampled.log_px - most).nan_to_num(nan=-math.inf)
+    chosen = doubted.images if doubted.images.any() else ~doubted.images
+    rows = difference.where(chosen, -math.inf).topk(min(_DOUBTED, len(x))).indices
     by_prior = proposal_log_px(model, [], x[rows.to(x.device)], num_samples=_PRIOR_SAMPLES, prior_share=1.0)
     higher = by_prior.log_px - most[rows]
-    if (missed := above(bound(most[rows]), by_prior).images).any():
-        at = int(higher.where(missed, -math.inf).argmax())
+    if too_high(by_prior, most[rows]).any:
+        at = int(higher.argmax())
         raise BadInput(
             f"{name_of(model)}: the grid misses a part of p(x, z): log p(x) of image {int(rows[at])} is "
             f"{float(estimate.log_px[rows[at]]):.6g} by quadrature, and {float(by_prior.log_px[at]):.6g} by "

@@ -62,6 +62,8 @@ class _Block:
     """log p(x) on the grid of the tiles' cells, float64."""
     peaks: Tensor
     """Location of the largest cell [images, units]."""
+    first: bool = False
+    """True for the tiles of the first grid."""
 
     @property
     def pairs(self) -> int:
@@ -77,8 +79,8 @@ class _Block:
             chosen = number[tile.images] >= 0
             if bool(chosen.any()):
                 tiles.append(_Tile(tile.centers, number[tile.images[chosen]], tile.slack[:, chosen]))
-        each = (self.outside, self.log_px, self.peaks)
-        return _Block(self.rows[images], tiles, self.step, *(values[images] for values in each))
+        outside, log_px, peaks = (values[images] for values in (self.outside, self.log_px, self.peaks))
+        return _Block(self.rows[images], tiles, self.step, outside, log_px, peaks, self.first)
 
 
 class Refinement:
@@ -181,13 +183,12 @@ class Refinement:
         # Midpoints that are in step with an oscillation of p(x, z) hide it. Points anywhere in each cell do not.
         for _ in range(math.ceil(_FEW / len(rows))):
             slack = torch.maximum(slack, self._anywhere(centers, step, self.x[rows], cells))
-        if len(rows) < _FEW:
-            slack = torch.maximum(slack, slack.nan_to_num(posinf=0.0).amax(0))
+        most = slack.nan_to_num(posinf=0.0).amax(0) if len(rows) < _FEW else slack
         needed = (
-            cells + slack >= largest.values - self.negligible
+            cells + torch.maximum(slack, most) >= largest.values - self.negligible
         ) | slack.isinf()  # infinite at an edge of p(x, z) = 0
         outside = torch.full_like(cells[0], -math.inf, dtype=torch.float64)
-        block = _Block(rows, [], step, outside, cells.logsumexp(0).double(), centers[largest.indices])
+        block = _Block(rows, [], step, outside, cells.logsumexp(0).double(), centers[largest.indices], True)
         images = torch.arange(len(rows), device=rows.device)
         groups = [group.to(rows.device) for group in _cubes(counts, _TILE)]
         block.tiles = self._tiles(cells, needed, groups, centers, images, slack, outside)
@@ -260,8 +261,8 @@ class Refinement:
             chosen = ~settled[tile.images]
             if bool(chosen.any()):
                 images, cells, before = tile.images[chosen], cells[:, chosen], tile.slack[:, chosen]
-                hidden = self._anywhere(centers, step, x[images], cells) if len(images) < _FEW else None
-                needed, slack = self._needed(cells, largest[images], before, hidden)
+                hidden = self._anywhere(centers, step, x[images], cells) if len(block.rows) < _FEW else None
+                needed, slack = self._needed(cells, largest[images], before, hidden, block.first)
                 groups = needed.any(1).nonzero().flatten().split(_TILE)
                 tiles += self._tiles(cells, needed, groups, centers, images, slack, block.outside)
         remaining = (~settled).nonzero().flatten()
@@ -292,7 +293,7 @@ class Refinement:
         return differ.nan_to_num(nan=0.0, posinf=math.inf)
 
     def _needed(
-        self, cells: Tensor, largest: Tensor, slack_before: Tensor, hidden: Tensor | None
+        self, cells: Tensor, largest: Tensor, slack_before: Tensor, hidden: Tensor | None, first: bool
     ) -> tuple[Tensor, Tensor]:
         """Cells to halve for each image, bool [cells, images]: those whose part of p(x) may not be negligible, given
         how much it differs nearby. Returns them with these differences [cells, images].
@@ -304,6 +305,7 @@ class Refinement:
         grid stays near 1, and it counts for all cells of the tile.
 
         :param hidden: as `_anywhere` returns it, if there are few images.
+        :param first: the grid before is the first one, whose differences are along one unit alone.
         """
         families = cells.reshape(-1, len(self.halves), cells.shape[1])
         empty = families == -math.inf
@@ -313,7 +315,8 @@ class Refinement:
             spread = torch.maximum(spread, hidden.nan_to_num(posinf=0.0).reshape(families.shape).amax(1))
         before = slack_before.nan_to_num(posinf=0.0)
         most = spread.nan_to_num(nan=0.0, neginf=0.0).amax(0)
-        ratio = (most / before.amax(0).clamp(min=torch.finfo(before.dtype).tiny)).clamp(0.25, 1)
+        wider = self.integrand.units if first else 1
+        ratio = (most / (wider * before.amax(0)).clamp(min=torch.finfo(before.dtype).tiny)).clamp(0.25, 1)
         slack = torch.maximum(spread, before * ratio).maximum(most * (ratio > _OSCILLATES)).unsqueeze(1)
         needed = (families + slack >= largest - self.negligible) | at_edge
         slack = slack.expand_as(families).masked_fill(at_edge, math.inf)

@@ -58,6 +58,8 @@ class Monitor:
     def keep_samples(self, epoch: int) -> None:
         """Save the means of p(x | z) for a few z ~ p(z), the same at every epoch. A model that draws no images saves
         none."""
+        if not self.pair.observes_x:
+            return
         with evaluating(self.fitted.model), forked_rng(next(self.fitted.modules.parameters())):
             seed_torch(_SEED)
             with suppress(Exception):  # a user's code, whose errors are shown when pictures are drawn

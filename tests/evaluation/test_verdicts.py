@@ -254,3 +254,13 @@ def test_images_of_a_fine_khat_are_high_by_selection() -> None:
         log_weights = (dist.Normal(zero.new_zeros(()), 1.0).log_prob(z) - dist.Normal(0.0, 2.5).log_prob(z)).sum(-1)
         wrong += bool(verdicts.too_high({"exact": exact(zero), "mine": of_log_weights("mine", log_weights)}))
     assert wrong == 0
+
+
+@pytest.mark.parametrize("few", [-40.0, -math.inf, math.nan])
+def test_a_few_low_images_hide_no_estimate_that_is_too_high(few: float) -> None:
+    """0.1 nats on a thousand images are found by the bets, which are on all of them."""
+    zero = torch.zeros(1000, dtype=torch.float64)
+    high = zero + 0.1
+    high[:5] = few
+    mine = Estimate(estimator="mine", num_samples=100, log_px=high, log_px_mc_var=zero + 0.04, log_px_bias=zero)
+    assert verdicts.too_high({"exact": exact(zero), "mine": mine}) == ["mine"]

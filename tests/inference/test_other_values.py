@@ -84,6 +84,32 @@ def test_what_is_observed(function: Any, same: bool) -> None:
             draw(IMAGES)
 
 
+def _of_pixels(x: Tensor) -> None:
+    """The plate of images is the rightmost one, and pixels have a plate of their own."""
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        with pyro.plate("pixels", x.shape[1], dim=-2):
+            pyro.sample("x", dist.Normal(0.5 + z / 10, 0.1), obs=x.T)
+
+
+def _of_images(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(8 * (x.float().mean(-1) - 0.5), 0.5))
+
+
+def _bits(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        pyro.sample("x", dist.Bernoulli(logits=z[..., None].expand(*z.shape, PIXELS)).to_event(1), obs=x.float())
+
+
+def test_plates_and_types() -> None:
+    """A value with the images in another dimension, or of another type, is x; and so is one of black images."""
+    assert Pair.read(_of_pixels, _of_images, IMAGES).observes_x
+    assert Pair.read(_bits, _of_images, IMAGES > 0.5).observes_x
+    assert Pair.read(Seen(lambda x: x.clamp(1e-3, 1)), Guide(), torch.zeros(20, PIXELS)).observes_x
+
+
 def test_black_images_do_not_hide_it() -> None:
     """16 x = x where x is 0: images from the whole batch are looked at."""
     x = torch.cat([torch.zeros(30, PIXELS), IMAGES[:30]])
