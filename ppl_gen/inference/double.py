@@ -28,17 +28,19 @@ def as_double(value: Any) -> Any:
 
 @contextmanager
 def in_double(*functions: Any) -> Iterator[None]:
-    """Context in which the parameters and buffers that functions can reach, and those of Pyro, are in float64.
-    Afterwards they have their own numbers again: nothing is converted back."""
-    modules = modules_of(*functions)
-    tensors = {id(each): each for module in modules for each in (*module.parameters(), *module.buffers())}
-    before = [(each, each.data) for each in tensors.values()]
+    """Context in which the parameters and buffers that functions can reach, and those of Pyro, are copies in float64.
+    The tensors themselves stay as they are: nothing is converted back."""
+    stores: list[dict[str, Any]] = [
+        store for module in modules_of(*functions) for store in (module._parameters, module._buffers)
+    ]
+    kept = [(store, dict(store)) for store in stores]
     state = pyro.get_param_store().get_state()
     try:
-        for each, data in before:
-            each.data = as_double(data)
+        for store in stores:
+            store.update({name: as_double(value) for name, value in store.items()})
         with pyro.get_param_store().scope({**state, "params": as_double(dict(state["params"]))}):
             yield
     finally:
-        for each, data in before:
-            each.data = data
+        for store, values in kept:
+            store.clear()
+            store.update(values)
