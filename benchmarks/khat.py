@@ -15,6 +15,7 @@ import xarray
 
 from benchmarks.pages import markdown
 from ppl_gen.core import cli
+from ppl_gen.core.errors import BadInput
 
 EDGES = (-math.inf, 0.7, 1.0, 1.3, math.inf)
 
@@ -22,18 +23,21 @@ EDGES = (-math.inf, 0.7, 1.0, 1.3, math.inf)
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.khat", description=__doc__)
     parser.add_argument("run", type=Path, help="the run, with an evaluation.nc by --estimator annealed")
-    images = xarray.load_dataset(parser.parse_args(arguments).run / "evaluation.nc", group="evaluation")
+    file = parser.parse_args(arguments).run / "evaluation.nc"
+    images = xarray.load_dataset(file, group="evaluation") if file.exists() else xarray.Dataset()
+    if "disagrees" not in images:
+        raise BadInput(f"{file}: is missing, or no evaluation by --estimator annealed")
     khat, disagrees = images["khat"].values, images["disagrees"].values
     missed = (images["log_px_annealed"] - images["log_px_importance"]).values
     rows = []
     for least, most in pairwise(EDGES):
         inside = (least < khat) & (khat <= most)
         name = f"to {most}" if least == -math.inf else f"above {least}" if most == math.inf else f"{least} to {most}"
-        numbers = [f"{inside.sum()}", *("–" for _ in range(3))]
+        numbers = ["–"] * 3
         if inside.any():
-            numbers[1:] = f"{missed[inside].mean():.2f}", f"{np.median(missed[inside]):.2f}"
-            numbers[3:] = (f"{disagrees[inside].mean():.0%}".replace("%", " %"),)
-        rows.append([name, *numbers])
+            apart = f"{100 * disagrees[inside].mean():.0f} %"
+            numbers = [f"{missed[inside].mean():.2f}", f"{np.median(missed[inside]):.2f}", apart]
+        rows.append([name, f"{inside.sum()}", *numbers])
     header = ["k-hat of importance sampling", "images", "annealing − importance, mean", "median", "beyond their errors"]
     print(markdown(header, rows))
     known = np.isfinite(khat)

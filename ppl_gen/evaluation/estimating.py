@@ -122,8 +122,7 @@ def evaluate(
         estimates = with_bounds(fitted, estimates, task.options, task.x, *task.labels, quiet=quiet)
         in_use = components_in_use(fitted, whole[0])
     estimates = parallel.all_gather(estimates)
-    with fitted.estimating(0):
-        left_out = _check_exact(fitted, estimates, kind, chosen, whole[0]) or left_out
+    left_out = _check_exact(fitted, estimates, kind, chosen, whole[0]) or left_out
     known = known_of(estimates) if prefer_known else None
     primary = known or primary_of(estimates, str(options.estimator))
     if known is not None:

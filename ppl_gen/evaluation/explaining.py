@@ -179,6 +179,8 @@ def _images(fitted: Fitted, options: ResponsibilityOptions) -> tuple[Tensor, ...
             "such as a Categorical, and the methods prior() and likelihood(z); or one site that is enumerated while "
             "the guide samples others"
         )
+    else:
+        require_images(fitted.pair, "responsibilities")
     return x, *known
 
 
@@ -249,7 +251,6 @@ def _from_model(pair: Pair) -> tuple[np.ndarray, Tensor]:
     another latent z, p(y) is the mean of p(y | z), and these are the weights of x. z is from the prior."""
     name = _site_of_components(pair)
     assert name is not None
-    require_images(pair, "responsibilities")
     site = poutine.trace(pair.model).get_trace(n=_DRAWS).nodes[name]
     values = site["fn"].enumerate_support(expand=False)
     weights, means = [], []
@@ -304,7 +305,7 @@ def table(summary: Json) -> str:
     weight = f"p({site} = k)"
     rows.append(f"  component   {weight}   images" + ("   majority label   purity" if "purity" in s else ""))
     for row in s["table"][:_ROWS]:
-        digits = 1 if "num_samples" in s else 2  # p(y) of 10,000 draws
+        digits = 1 if "num_samples" in s else 2  # p(y) of draws, where y depends on another latent
         line = f"  {row['component']:>9}   {row['weight']:{len(weight)}.{digits}%}   {row['images']:>6}"
         if "purity" in row:
             line += f"   {row['majority_label']:>14}   {row['purity']:6.3f}"

@@ -142,7 +142,7 @@ def _check_mass(integrand: Integrand, x: Tensor, tolerance: float) -> None:
 def check_grid(model: Any, x: Tensor, estimate: QuadratureEstimate, sampled: Estimate) -> None:
     """Raise `BadInput` if the grid misses a part of p(x, z). Where importance sampling from a guide is above quadrature
     beyond chance, either this is so, or q(z | x) is not the density of what the guide draws. Samples of the prior,
-    which need no guide, decide it.
+    which need no guide, decide it. Torch's generators are restored.
 
     :param x: images [N, ...].
     :param sampled: log p(x) of the images by importance sampling.
@@ -154,7 +154,9 @@ def check_grid(model: Any, x: Tensor, estimate: QuadratureEstimate, sampled: Est
     difference = (sampled.log_px - most).nan_to_num(nan=-math.inf)
     chosen = doubted.images if doubted.images.any() else ~doubted.images
     rows = difference.where(chosen, -math.inf).topk(min(_DOUBTED, len(x))).indices
-    by_prior = proposal_log_px(model, [], x[rows.to(x.device)], num_samples=_PRIOR_SAMPLES, prior_share=1.0)
+    with matmul_precision(), forked_rng(x):
+        seed_torch(0)
+        by_prior = proposal_log_px(model, [], x[rows.to(x.device)], num_samples=_PRIOR_SAMPLES, prior_share=1.0)
     higher = by_prior.log_px - most[rows]
     if too_high(by_prior, most[rows]).any:
         at = int(higher.argmax())
